@@ -1,0 +1,98 @@
+//! What `compile` hands to `datapath`: one node's whole enforcement, without numbers of the kernel's tables.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use npolicy_common::{Direction, Family, FlowProtocol};
+use rustc_hash::FxHashMap;
+
+use super::ruleset::Ruleset;
+use crate::model::PodKey;
+
+/// A peer that some policy in force here names (a pair of selectors with its scope, or an `ipBlock`), interned for the
+/// process's life: equal content, equal id, also across compilations.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct PeerId(pub u32);
+
+/// A port name that some policy in force here mentions, interned for the process's life.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct PortNameId(pub u32);
+
+/// One thing that policies in force here can tell about a peer address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub enum Fact {
+    /// The address matches this peer.
+    Peer(PeerId),
+    /// The pod at the address has a container port of this name, with this protocol and number.
+    Named(PortNameId, FlowProtocol, u16),
+}
+
+/// All that the policies in force here can tell apart about a peer address: its facts, ascending, each once. No facts:
+/// class 0. Equal keys mean equal verdicts in every ruleset of the same compilation.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Default)]
+pub struct ClassKey(pub Arc<[Fact]>);
+
+/// Index into [`Plan::classes`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct ClassIndex(pub u32);
+
+/// A local pod and what governs it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Subject {
+    /// The pod's addresses, at most one a family.
+    pub addresses: Vec<IpAddr>,
+    /// What may enter.
+    pub ingress: Arc<Ruleset>,
+    /// What may leave.
+    pub egress: Arc<Ruleset>,
+}
+
+impl Subject {
+    /// The ruleset of one direction.
+    pub fn ruleset(&self, direction: Direction) -> &Arc<Ruleset> {
+        match direction {
+            Direction::Ingress => &self.ingress,
+            Direction::Egress => &self.egress,
+        }
+    }
+
+    /// The address of one family.
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|address| match family {
+            Family::V4 => address.is_ipv4(),
+            Family::V6 => address.is_ipv6(),
+        })
+    }
+}
+
+/// One node's whole enforcement.
+#[derive(Clone, Default, Debug)]
+pub struct Plan {
+    /// Distinct class keys; the first is the empty one.
+    pub classes: Vec<ClassKey>,
+    /// Addresses whose class differs from what [`Plan::prefixes`] says of them.
+    pub exact: FxHashMap<IpAddr, ClassIndex>,
+    /// Blocks that policies in force here name, excepts among them, without host bits and each once: the class of an
+    /// address not in [`Plan::exact`] is that of the longest block that contains it, else class 0.
+    pub prefixes: Vec<(IpNet, ClassIndex)>,
+    /// This node's own addresses.
+    pub node_addresses: BTreeSet<IpAddr>,
+    /// The pods of this node.
+    pub subjects: BTreeMap<PodKey, Subject>,
+}
+
+impl Plan {
+    /// The class of an address: its own, else that of the longest block that contains it, else class 0.
+    pub fn class_of(&self, address: IpAddr) -> &ClassKey {
+        let index = self.exact.get(&address).copied().or_else(|| {
+            self.prefixes
+                .iter()
+                .filter(|(block, _)| block.contains(&address))
+                .max_by_key(|(block, _)| block.prefix_len())
+                .map(|&(_, class)| class)
+        });
+        &self.classes[index.map_or(0, |index| index.0 as usize)]
+    }
+}

@@ -1,0 +1,2 @@
+//! The npolicy command.
+fn main() {}

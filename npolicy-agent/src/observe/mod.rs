@@ -1,0 +1,1 @@
+//! Stage 5: from the kernel to people. Only reads.

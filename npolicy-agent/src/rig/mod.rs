@@ -1,0 +1,1 @@
+//! Pods out of network namespaces, for the demo and the tests.

@@ -1,0 +1,1 @@
+//! The node's interfaces, by netlink.

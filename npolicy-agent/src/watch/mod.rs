@@ -1,0 +1,3 @@
+//! Stage 1, facts in: manifest files and kernel links become typed events.
+pub mod links;
+pub mod manifests;

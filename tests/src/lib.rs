@@ -1,0 +1,1 @@
+//! Builders, harness and scenarios of the suites.
