@@ -1,2 +1,7 @@
-//! The npolicy command.
-fn main() {}
+//! The `npolicy` command: flags, then one call into [`npolicy_agent::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    npolicy_agent::cli::main()
+}

@@ -1,0 +1,10 @@
+//! `npolicy agent`.
+
+/// Flags of `npolicy agent`.
+#[derive(clap::Args)]
+pub struct Args {}
+
+/// Runs the command; returns its exit code.
+pub fn run(_args: Args) -> anyhow::Result<u8> {
+    anyhow::bail!("under construction")
+}
