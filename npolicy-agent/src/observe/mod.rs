@@ -1,1 +1,15 @@
-//! Stage 5: from the kernel to people. Only reads.
+//! Stage 5, kernel to people: denials become drop lines, published state becomes the ready file. Only reads.
+//!
+//! ```text
+//! EVENTS --FlowEvent--> drops (who, which policy, nearest miss) --> repeats (one line a connection) --> log (text, JSON)
+//! ```
+
+mod drops;
+mod log;
+mod ready;
+mod repeats;
+
+pub use drops::{DropLine, End, PolicyRef};
+pub use log::{DropLog, Format, LogError};
+pub use ready::{Ready, write_ready};
+pub use repeats::Repeats;

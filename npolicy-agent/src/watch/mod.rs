@@ -1,3 +1,4 @@
 //! Stage 1, facts in: manifest files and kernel links become typed events.
+pub mod directory;
 pub mod links;
 pub mod manifests;
