@@ -1,2 +1,60 @@
-//! Builds, tests and checks npolicy.
-fn main() {}
+//! Builds, tests and checks npolicy: `cargo xtask --help`.
+
+mod ci;
+mod demo;
+mod ebpf;
+mod lint;
+mod object;
+mod process;
+mod report;
+mod setup;
+mod test;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about, long_about = None)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build the agent, make a small cluster out of network namespaces, enforce a policy in it and try every connection
+    Demo(demo::Args),
+    /// Run every test that this machine can run, and name the rest with the reason
+    Test(test::Args),
+    /// Run all that CI runs: format, clippy, tests, the BPF object and the rules of `tidy`
+    Ci,
+    /// Build the BPF object that the agent embeds, and write it where it is committed
+    Ebpf {
+        /// Write nothing: rebuild it and compare what the kernel runs with the committed one
+        #[arg(long)]
+        check: bool,
+    },
+    /// Check the rules of this repository that no compiler checks
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Ci => ci::run(),
+        Command::Ebpf { check: false } => ebpf::write(),
+        Command::Ebpf { check: true } => ebpf::check(),
+        Command::Tidy => tidy::run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! What building the BPF object needs, and getting it.
+//!
+//! The agent, the demo and most tests need none of this: the object is committed. As root on Debian the missing packages
+//! are named and installed; anybody else is told the one command to copy.
+
+mod compiler;
+mod debian;
+mod linker;
+
+use std::{fmt, path::PathBuf};
+
+pub(crate) use compiler::{Compiler, CoreLibrary, TARGET, plain};
+
+use crate::process;
+
+/// Debian's packages with a compiler that has a `core` for BPF.
+const COMPILER_PACKAGES: &[&str] = &["rustc-web", "libstd-rust-web-dev-bpf"];
+/// Debian's packages from which bpf-linker is built.
+const LINKER_PACKAGES: &[&str] = &["llvm-22-dev", "g++", "zlib1g-dev", "libzstd-dev"];
+
+/// What builds the BPF object.
+#[derive(Debug)]
+pub(crate) struct BpfTools {
+    /// The compiler.
+    pub(crate) compiler: Compiler,
+    /// bpf-linker.
+    pub(crate) linker: PathBuf,
+}
+
+/// Finds the tools, and sets up what is missing as far as this user may. A compiler that calls itself `wanted` goes
+/// before all others.
+///
+/// # Errors
+///
+/// [`Missing`], which begins with the command to copy; or a tool does not install.
+pub(crate) fn bpf_tools(wanted: Option<&str>) -> anyhow::Result<BpfTools> {
+    let mut compiler = compiler::find(wanted)?;
+    let linker = linker::find();
+    let fits = |compiler: &Compiler| wanted.is_none_or(|version| compiler.is(version));
+    let no_compiler = !compiler.as_ref().is_some_and(fits) && !compiler::is_named();
+    let mut packages = Vec::new();
+    if debian::available() {
+        if no_compiler {
+            packages.extend(debian::missing(COMPILER_PACKAGES));
+        }
+        if linker.is_none() {
+            packages.extend(debian::missing(LINKER_PACKAGES));
+        }
+        if !packages.is_empty() && process::is_root() {
+            debian::install(&packages)?;
+            packages.clear();
+            compiler = compiler::find(wanted)?;
+        }
+    }
+    let missing = Missing { compiler: compiler.is_none(), linker: linker.is_none(), packages };
+    let Some(compiler) = compiler else { return Err(missing.into()) };
+    let linker = match linker {
+        Some(linker) => linker,
+        None if debian::available() && missing.packages.is_empty() => {
+            linker::build()?;
+            linker::find().ok_or(missing)?
+        }
+        None => return Err(missing.into()),
+    };
+    Ok(BpfTools { compiler, linker })
+}
+
+/// The tools that this machine lacks and this user may not install.
+#[derive(Debug)]
+pub(crate) struct Missing {
+    compiler: bool,
+    linker: bool,
+    packages: Vec<&'static str>,
+}
+
+impl std::error::Error for Missing {}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { compiler, linker, packages } = self;
+        let compiler_elsewhere = "rustup component add rust-src";
+        let linker_elsewhere = linker::install_command();
+        let elsewhere = match (compiler, linker) {
+            (true, true) => format!("{compiler_elsewhere} && {linker_elsewhere}"),
+            (true, false) => compiler_elsewhere.to_owned(),
+            (false, _) => linker_elsewhere,
+        };
+        if packages.is_empty() {
+            writeln!(f, "{elsewhere}")?;
+        } else {
+            writeln!(f, "{}", debian::install_command(packages))?;
+            writeln!(f, "{elsewhere}")?;
+        }
+        let what = match (compiler, linker) {
+            (true, true) => "a Rust compiler with a `core` for BPF or with Rust's sources, and bpf-linker",
+            (true, false) => "a Rust compiler with a `core` for BPF or with Rust's sources",
+            (false, _) => "bpf-linker",
+        };
+        write!(f, "run one of the lines above: building the BPF object needs {what}, and this machine has none")
+    }
+}
