@@ -16,7 +16,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
 
 /// Crates of which others force more than one version, and who they are.
 const SEVERAL: &[(&str, &str)] =
-    &[("syn", "version 2: aya-ebpf's macros; version 3: the derives of serde, clap and others")];
+    &[("syn", "version 2: darling, num-derive and tracing-attributes; 3: the derives of serde, clap and tokio")];
 
 /// Cargo.lock is there, says what the manifests say, and holds nothing forbidden.
 pub(super) fn lock_has_no_forbidden_crate(tree: &Tree) -> Vec<Finding> {
