@@ -1,6 +1,6 @@
 //! `cargo xtask ebpf`: builds the BPF object that the agent embeds, or checks the committed one.
 
-use std::{env, fmt, fs, path::PathBuf};
+use std::{env, ffi::OsString, fmt, fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, bail};
 
@@ -98,26 +98,47 @@ fn compiler_path() -> PathBuf {
     workspace::root().join("npolicy-agent/bpf/COMPILER")
 }
 
+/// Runs clippy on the packet path as it is built for BPF; a warning is an error.
+///
+/// # Errors
+///
+/// There are warnings, or a tool is missing.
+pub(crate) fn clippy() -> anyhow::Result<()> {
+    let tools = setup::bpf_tools(Some(&recorded_compiler()?))?;
+    let clippy = Command::new(setup::bpf_clippy(&tools.compiler)?);
+    process::run(cargo(&tools, clippy, "clippy")?.args(["--bins", "--", "-D", "warnings"]))
+}
+
 /// Builds one binary of the packet path's crate for BPF; returns it without debug data.
 fn build(tools: &BpfTools, binary: &str) -> anyhow::Result<Vec<u8>> {
-    let target = workspace::root().join("target/ebpf");
-    let mut cargo = workspace::cargo();
+    process::run(cargo(tools, workspace::cargo(), "build")?.args(["--bin", binary]))?;
+    let linked = target().join(TARGET).join("release").join(binary);
+    object::strip(&fs::read(&linked).with_context(|| format!("read {}", linked.display()))?)
+}
+
+/// Makes `cargo` work for BPF.
+fn cargo(tools: &BpfTools, mut cargo: Command, subcommand: &str) -> anyhow::Result<Command> {
     setup::plain(&mut cargo);
     for name in ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"] {
         cargo.env_remove(name);
     }
-    cargo.env("RUSTC", &tools.compiler.rustc).env("PATH", path_with(tools)?).env("CARGO_ENCODED_RUSTFLAGS", flags());
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags());
+    cargo.env("RUSTC", &tools.compiler.rustc).env("PATH", path_with(tools)?);
     if let Some(crates) = tools.compiler.bootstrap() {
         cargo.env("RUSTC_BOOTSTRAP", crates);
     }
-    cargo.args(["build", "--locked", "--release", "-p", "npolicy-ebpf", "--bin", binary, "--target", TARGET]);
-    cargo.arg("--target-dir").arg(&target);
+    cargo.current_dir(workspace::root());
+    cargo.args([subcommand, "--locked", "--release", "-p", "npolicy-ebpf", "--target", TARGET]);
+    cargo.arg("--target-dir").arg(target());
     if tools.compiler.core == CoreLibrary::FromSource {
         cargo.args(["-Z", "build-std=core"]);
     }
-    process::run(&mut cargo)?;
-    let linked = target.join(TARGET).join("release").join(binary);
-    object::strip(&fs::read(&linked).with_context(|| format!("read {}", linked.display()))?)
+    Ok(cargo)
+}
+
+/// Cargo's target directory for BPF.
+fn target() -> PathBuf {
+    workspace::root().join("target/ebpf")
 }
 
 /// The compiler's flags, in cargo's encoding. They do not depend on the machine, but for what the remapping takes out.
@@ -133,7 +154,7 @@ fn flags() -> String {
 }
 
 /// PATH with bpf-linker's folder first: rustc looks for it by name.
-fn path_with(tools: &BpfTools) -> anyhow::Result<std::ffi::OsString> {
+fn path_with(tools: &BpfTools) -> anyhow::Result<OsString> {
     let path = env::var_os("PATH").unwrap_or_default();
     let first = tools.linker.parent().map(PathBuf::from);
     Ok(env::join_paths(first.into_iter().chain(env::split_paths(&path)))?)

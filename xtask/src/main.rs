@@ -44,8 +44,8 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
-        Command::Test(args) => test::run(&args),
-        Command::Ci => ci::run(),
+        Command::Test(args) => return test::run(&args),
+        Command::Ci => return ci::run(),
         Command::Ebpf { check: false } => ebpf::write(),
         Command::Ebpf { check: true } => ebpf::check(),
         Command::Tidy => tidy::run(),

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
@@ -80,8 +81,13 @@ impl Report {
         self.totals.skipped += totals.skipped;
     }
 
+    /// What we end with.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        if self.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+
     /// Whether nothing failed.
-    pub(crate) fn is_good(&self) -> bool {
+    fn is_good(&self) -> bool {
         self.totals.failed == 0 && !self.steps.iter().any(|step| matches!(step.outcome, Outcome::Failed(_)))
     }
 }

@@ -58,6 +58,17 @@ impl Compiler {
         }
     }
 
+    /// Its `cargo-clippy`, which is of the same release and so can read the same `core`.
+    pub(crate) fn clippy(&self) -> Option<PathBuf> {
+        let sysroot = process::answer(plain(&mut Command::new(&self.rustc)).args(["--print", "sysroot"]))?;
+        Some(Path::new(&sysroot).join("bin/cargo-clippy")).filter(|program| process::is_program(program))
+    }
+
+    /// Whether it is Debian's.
+    pub(crate) fn is_debian(&self) -> bool {
+        self.rustc.parent() == Some(Path::new("/usr/bin"))
+    }
+
     /// Whether its code is the same as that of the compiler that calls itself `version`.
     pub(crate) fn is(&self, version: &str) -> bool {
         release(&self.version) == release(version)

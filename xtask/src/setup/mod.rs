@@ -9,6 +9,8 @@ mod linker;
 
 use std::{fmt, path::PathBuf};
 
+use anyhow::Context as _;
+
 pub(crate) use compiler::{Compiler, CoreLibrary, TARGET, plain};
 
 use crate::process;
@@ -63,6 +65,25 @@ pub(crate) fn bpf_tools(wanted: Option<&str>) -> anyhow::Result<BpfTools> {
         None => return Err(missing.into()),
     };
     Ok(BpfTools { compiler, linker })
+}
+
+/// Finds the clippy of a BPF compiler; as root on Debian, installs it.
+///
+/// # Errors
+///
+/// It is missing, or does not install.
+pub(crate) fn bpf_clippy(compiler: &Compiler) -> anyhow::Result<PathBuf> {
+    let packages: &[&str] = if compiler.is_debian() && debian::available() { &["rust-web-clippy"] } else { &[] };
+    if compiler.clippy().is_none() && !packages.is_empty() && process::is_root() {
+        debian::install(packages)?;
+    }
+    compiler.clippy().with_context(|| {
+        let install = match packages {
+            [] => "rustup component add clippy".to_owned(),
+            packages => debian::install_command(packages),
+        };
+        format!("{install}\nrun the line above: {} has no clippy", compiler.rustc.display())
+    })
 }
 
 /// The tools that this machine lacks and this user may not install.
