@@ -30,7 +30,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let asks_only = args.demo.iter().any(|argument| matches!(argument.as_str(), "--help" | "-h"));
     let become_root = if process::is_root() || asks_only { None } else { Some(sudo(&binary, args)?) };
     eprintln!("building the agent (some minutes the first time, then seconds)");
-    process::run(workspace::cargo().args(["build", "--locked", "-p", "npolicy-agent", "--bin", "npolicy"]))?;
+    // The whole workspace decides the features, so that what `cargo xtask test` has built serves here too.
+    process::run(workspace::cargo().args(["build", "--locked", "--workspace", "--bin", "npolicy"]))?;
     let mut command = match become_root {
         None => Command::new(&binary),
         Some(sudo) => {
@@ -49,7 +50,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 fn sudo(binary: &std::path::Path, args: &Args) -> anyhow::Result<PathBuf> {
     let needs = format!(
         "the demo needs root (it makes network namespaces and loads BPF programs): run `cargo xtask demo` as root, or \
-         `cargo build -p npolicy-agent` as yourself and `{}` as root",
+         `cargo build` as yourself and `{}` as root",
         process::shown(Command::new(binary).arg("demo").args(&args.demo))
     );
     let Some(sudo) = process::on_path("sudo") else { bail!("{needs}\nthere is no sudo on this machine") };
