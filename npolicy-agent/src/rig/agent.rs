@@ -1,0 +1,193 @@
+//! The real agent as a child process inside a node.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::error::{Attempt, Result, RigError};
+use super::node::Node;
+
+/// How an agent is started.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    /// The `npolicy` binary.
+    pub program: PathBuf,
+    /// Where it reads manifests.
+    pub manifests: PathBuf,
+    /// Where it pins: [`super::BpfFs::pin_dir`] for one that leaves no trace.
+    pub pin_dir: PathBuf,
+    /// Where it writes its drop log, as JSON lines.
+    pub drop_log: PathBuf,
+    /// Where it says what it has published.
+    pub ready_file: PathBuf,
+}
+
+/// What the agent says of its last publish.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Deserialize)]
+pub struct Published {
+    /// Grows with every publish.
+    pub revision: u64,
+    /// Pods' interfaces that have their programs and rulesets.
+    pub endpoints: usize,
+}
+
+/// A running agent. Dropping it kills it; what it pinned stays.
+#[derive(Debug)]
+pub struct AgentProcess {
+    options: AgentOptions,
+    handle: OwnedFd,
+    log: Arc<Mutex<VecDeque<String>>>,
+    /// Waits for the child. The child gets a signal when the thread that started it ends, so that is this one.
+    waiter: Option<JoinHandle<Result<ExitStatus>>>,
+}
+
+/// Lines of the agent's stderr that are kept.
+const LOG_LINES: usize = 200;
+/// Of those, the ones an error shows.
+const LOG_LINES_SHOWN: usize = 12;
+/// How often files of the agent are looked at.
+const POLL: Duration = Duration::from_millis(10);
+
+impl AgentProcess {
+    /// Starts the agent inside the node. It need not be ready when this returns.
+    pub fn start(node: &Node, options: AgentOptions) -> Result<Self> {
+        let mut command = Command::new(&options.program);
+        command
+            .arg("agent")
+            .arg("--exit-with-parent")
+            .arg("--manifests")
+            .arg(&options.manifests)
+            .arg("--pin-dir")
+            .arg(&options.pin_dir)
+            .arg("--drop-log")
+            .arg(&options.drop_log)
+            .args(["--drop-format", "json"])
+            .arg("--ready-file")
+            .arg(&options.ready_file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            // Ctrl-C at the terminal is for the parent alone.
+            .process_group(0);
+        // A file of an earlier agent would be taken for this one's.
+        match fs::remove_file(&options.ready_file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).attempt(|| format!("remove {}", options.ready_file.display()));
+            }
+            _ => {}
+        }
+        let program = options.program.display().to_string();
+        let (started, is_started) = mpsc::channel();
+        let waiter = node.namespace().spawn("agent", move || {
+            let mut child = command.spawn().attempt(|| format!("start {program}"))?;
+            let pid = Pid::from_raw(child.id().cast_signed()).expect("a child's pid must be positive");
+            let handle = pidfd_open(pid, PidfdFlags::empty()).attempt(|| format!("open process {}", child.id()))?;
+            let stderr = child.stderr.take().expect("stderr must be piped");
+            // Nobody waits any more only if the caller's thread is gone; then the child is waited for all the same.
+            let _ = started.send((handle, stderr));
+            child.wait().attempt(|| format!("wait for {program}"))
+        })?;
+        let Ok((handle, stderr)) = is_started.recv() else {
+            let ended = waiter.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            return Err(RigError::Agent { what: format!("ended at once ({ended})"), log: String::new() });
+        };
+        let log = Arc::new(Mutex::new(VecDeque::new()));
+        let kept = log.clone();
+        // Ends with the pipe, which ends with the child.
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(std::result::Result::ok) {
+                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                if kept.len() == LOG_LINES {
+                    kept.pop_front();
+                }
+                kept.push_back(line);
+            }
+        });
+        Ok(Self { options, handle, log, waiter: Some(waiter) })
+    }
+
+    /// Waits until the agent has published something that `enough` accepts.
+    pub fn wait_published(&self, patience: Duration, enough: impl Fn(&Published) -> bool) -> Result<Published> {
+        let deadline = Instant::now() + patience;
+        loop {
+            // A file that is missing or half written is read again.
+            let published = fs::read(&self.options.ready_file)
+                .ok()
+                .and_then(|text| serde_json::from_slice::<Published>(&text).ok());
+            match published {
+                Some(published) if enough(&published) => return Ok(published),
+                last => {
+                    if self.has_ended() {
+                        return Err(self.error("ended before it had published".into()));
+                    }
+                    if Instant::now() > deadline {
+                        return Err(
+                            self.error(format!("has not published what was waited for in {patience:?}: {last:?}"))
+                        );
+                    }
+                }
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// What it last said it has published.
+    pub fn published(&self) -> Option<Published> {
+        serde_json::from_slice(&fs::read(&self.options.ready_file).ok()?).ok()
+    }
+
+    /// Whether the process is gone.
+    pub fn has_ended(&self) -> bool {
+        self.waiter.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// The last lines it wrote to stderr.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// Kills it as a crash would, and waits until it is gone.
+    pub fn kill(mut self) -> Result<()> {
+        self.end(Signal::KILL)?;
+        Ok(())
+    }
+
+    /// Asks it to stop, as a service manager does, and waits until it is gone.
+    pub fn stop(mut self) -> Result<ExitStatus> {
+        self.end(Signal::TERM)
+    }
+
+    fn end(&mut self, signal: Signal) -> Result<ExitStatus> {
+        let waiter = self.waiter.take().expect("an agent must be ended once");
+        match pidfd_send_signal(&self.handle, signal) {
+            // It was gone before.
+            Err(rustix::io::Errno::SRCH) => {}
+            sent => sent.attempt(|| "signal the agent".into())?,
+        }
+        waiter.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    fn error(&self, what: String) -> RigError {
+        let lines = self.log();
+        let log = lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n");
+        RigError::Agent { what, log }
+    }
+}
+
+impl Drop for AgentProcess {
+    fn drop(&mut self) {
+        if self.waiter.is_some() {
+            // Nothing is left to do about an agent that cannot be killed.
+            let _ = self.end(Signal::KILL);
+        }
+    }
+}

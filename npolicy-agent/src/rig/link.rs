@@ -1,0 +1,144 @@
+//! Interfaces, addresses and routes by netlink.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, AsRawFd};
+
+use futures_util::TryStreamExt;
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute};
+use netlink_packet_route::route::{RouteMessage, RouteScope};
+use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use super::error::{Attempt, Result};
+use super::namespace::Namespace;
+
+/// An interface: its number and its link-layer address.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    pub(super) index: u32,
+    pub(super) mac: Vec<u8>,
+}
+
+/// Where a route leads.
+pub(super) enum Hop {
+    /// To the link itself.
+    OnLink,
+    /// To a router on the link.
+    Via(IpAddr),
+}
+
+/// Netlink, spoken from inside one namespace.
+pub(super) struct Netlink {
+    handle: Handle,
+    /// For messages: whose namespace.
+    owner: String,
+}
+
+impl Netlink {
+    /// Runs `work` inside `namespace`, with a connection made there.
+    pub(super) fn within<T: Send>(
+        namespace: &Namespace,
+        owner: &str,
+        work: impl AsyncFnOnce(&Self) -> Result<T> + Send,
+    ) -> Result<T> {
+        namespace.run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .attempt(|| "start an event loop".into())?;
+            runtime.block_on(async {
+                let (connection, handle, _) =
+                    rtnetlink::new_connection().attempt(|| format!("open a netlink socket in {owner}"))?;
+                tokio::spawn(connection);
+                work(&Self { handle, owner: owner.into() }).await
+            })
+        })?
+    }
+
+    /// Makes a veth: `name` here, `peer` in another namespace, both down.
+    pub(super) async fn add_veth(&self, name: &str, peer: &str, peer_namespace: &Namespace) -> Result<()> {
+        let peer_end =
+            LinkMessageBuilder::<LinkUnspec>::new().name(peer).setns_by_fd(peer_namespace.as_fd().as_raw_fd()).build();
+        let veth = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+            .name(name)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer_end)))
+            .build();
+        let added = self.handle.link().add(veth).execute().await;
+        added.attempt(|| format!("make veth {name} in {}", self.owner))
+    }
+
+    /// Makes a bridge, up.
+    pub(super) async fn add_bridge(&self, name: &str) -> Result<()> {
+        let added = self.handle.link().add(LinkBridge::new(name).build()).execute().await;
+        added.attempt(|| format!("make bridge {name} in {}", self.owner))
+    }
+
+    /// Looks an interface up by name.
+    pub(super) async fn link(&self, name: &str) -> Result<Link> {
+        let what = || format!("look up {name} in {}", self.owner);
+        let mut found = self.handle.link().get().match_name(name).execute();
+        let message = found.try_next().await.attempt(what)?;
+        let message = message.ok_or(std::io::Error::from(std::io::ErrorKind::NotFound)).attempt(what)?;
+        let mac = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Address(mac) => Some(mac.clone()),
+            _ => None,
+        });
+        Ok(Link { index: message.header.index, mac: mac.unwrap_or_default() })
+    }
+
+    /// Sets an interface up, as a port of a bridge if one is given.
+    pub(super) async fn set_up(&self, index: u32, bridge: Option<u32>) -> Result<()> {
+        let mut change = LinkUnspec::new_with_index(index).up();
+        if let Some(bridge) = bridge {
+            change = change.controller(bridge);
+        }
+        let set = self.handle.link().set(change.build()).execute().await;
+        set.attempt(|| format!("set interface {index} up in {}", self.owner))
+    }
+
+    /// Deletes an interface, and its peer with it.
+    pub(super) async fn delete(&self, index: u32) -> Result<()> {
+        let deleted = self.handle.link().del(index).execute().await;
+        deleted.attempt(|| format!("delete interface {index} in {}", self.owner))
+    }
+
+    /// Gives an interface an address.
+    pub(super) async fn add_address(&self, index: u32, address: IpAddr, prefix_length: u8) -> Result<()> {
+        let added = self.handle.address().add(index, address, prefix_length).execute().await;
+        added.attempt(|| format!("add address {address}/{prefix_length} in {}", self.owner))
+    }
+
+    /// Adds a permanent neighbour, so that nobody needs to ask for it.
+    pub(super) async fn add_neighbour(&self, index: u32, address: IpAddr, mac: &[u8]) -> Result<()> {
+        let added = self.handle.neighbours().add(index, address).link_layer_address(mac).execute().await;
+        added.attempt(|| format!("add neighbour {address} in {}", self.owner))
+    }
+
+    /// Adds a route.
+    pub(super) async fn add_route(&self, to: IpAddr, prefix_length: u8, index: u32, hop: Hop) -> Result<()> {
+        let route: RouteMessage = match to {
+            IpAddr::V4(to) => {
+                let route = RouteMessageBuilder::<Ipv4Addr>::new()
+                    .destination_prefix(to, prefix_length)
+                    .output_interface(index);
+                match hop {
+                    Hop::Via(IpAddr::V4(gateway)) => route.gateway(gateway),
+                    Hop::Via(IpAddr::V6(gateway)) => route.via(gateway),
+                    Hop::OnLink => route.scope(RouteScope::Link),
+                }
+                .build()
+            }
+            IpAddr::V6(to) => {
+                let route = RouteMessageBuilder::<Ipv6Addr>::new()
+                    .destination_prefix(to, prefix_length)
+                    .output_interface(index);
+                match hop {
+                    Hop::Via(IpAddr::V6(gateway)) => route.gateway(gateway),
+                    Hop::Via(IpAddr::V4(_)) | Hop::OnLink => route,
+                }
+                .build()
+            }
+        };
+        let added = self.handle.route().add(route).execute().await;
+        added.attempt(|| format!("add route {to}/{prefix_length} in {}", self.owner))
+    }
+}

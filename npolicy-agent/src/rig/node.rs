@@ -1,0 +1,308 @@
+//! A node: a namespace that routes or bridges between its pods.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use npolicy_common::Family;
+
+use super::error::{Result, RigError};
+use super::link::{Hop, Link, Netlink};
+use super::namespace::Namespace;
+use super::pod::{Pod, PodSettings};
+use crate::model::PodKey;
+
+/// How a node joins its pods.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Layout {
+    /// A host route to each pod; pods send everything to a link-local gateway, as with the ptp plugin or Calico.
+    Routed,
+    /// All host interfaces are ports of one bridge, which has the gateway's address.
+    Bridged,
+}
+
+/// What a node is to be.
+#[derive(Clone, Debug)]
+pub struct NodeSettings {
+    /// Its name.
+    pub name: String,
+    /// 1 to 254; picks the node's own addresses and its pod ranges.
+    pub number: u8,
+    /// How it joins its pods.
+    pub layout: Layout,
+}
+
+/// A node. Dropping it ends the namespace as soon as no socket, thread or process is left in it.
+#[derive(Debug)]
+pub struct Node {
+    settings: NodeSettings,
+    namespace: Namespace,
+    families: Vec<Family>,
+    bridge: Option<u32>,
+    pods: BTreeMap<PodKey, Pod>,
+    /// Counts the pods ever made, for the names of their interfaces.
+    made: u32,
+}
+
+/// Interface of a pod, inside it.
+const POD_LINK: &str = "eth0";
+/// Name of the bridge.
+const BRIDGE: &str = "cni0";
+/// The gateway of routed pods: a link-local address that the pod knows as a permanent neighbour.
+const ROUTED_GATEWAY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1));
+const ROUTED_GATEWAY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1));
+/// First host number given to pods; those below are the gateway's and spare.
+const FIRST_HOST: u32 = 10;
+/// Host numbers of an IPv4 /24 that pods may have; IPv6 keeps to the same.
+const LAST_HOST: u32 = 254;
+
+impl Node {
+    /// Makes a node without pods.
+    pub fn new(settings: NodeSettings) -> Result<Self> {
+        let namespace = Namespace::new()?;
+        let mut families = vec![Family::V4];
+        // A namespace made by a kernel without IPv6 has no such directory.
+        if namespace.run(|| Path::new("/proc/sys/net/ipv6").exists())? {
+            families.push(Family::V6);
+        }
+        let mut node = Self { settings, namespace, families, bridge: None, pods: BTreeMap::new(), made: 0 };
+        node.namespace.set("ipv4/ip_forward", "1")?;
+        if node.has(Family::V6) {
+            node.namespace.set("ipv6/conf/all/forwarding", "1")?;
+        }
+        prepare_links(&node.namespace, node.has(Family::V6))?;
+        let owner = node.owner();
+        let bridge = Netlink::within(&node.namespace, &owner, async |netlink| {
+            let loopback = netlink.link("lo").await?;
+            netlink.set_up(loopback.index, None).await?;
+            for address in node.addresses() {
+                netlink.add_address(loopback.index, address, host_length(address)).await?;
+            }
+            match node.settings.layout {
+                Layout::Routed => Ok(None),
+                Layout::Bridged => {
+                    netlink.add_bridge(BRIDGE).await?;
+                    let bridge = netlink.link(BRIDGE).await?;
+                    for &family in &node.families {
+                        let range = node.range(family);
+                        netlink.add_address(bridge.index, host_of(range, 1), range.prefix_len()).await?;
+                    }
+                    Ok(Some(bridge.index))
+                }
+            }
+        })?;
+        node.bridge = bridge;
+        Ok(node)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.settings.name
+    }
+
+    /// Its network namespace.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The families the kernel has.
+    pub fn families(&self) -> &[Family] {
+        &self.families
+    }
+
+    /// The node's own addresses, one of each family.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let number = self.settings.number;
+        self.families.iter().map(move |family| match family {
+            Family::V4 => IpAddr::V4(Ipv4Addr::new(10, 243, 0, number)),
+            Family::V6 => IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0x243, 0, 0, 0, 0, number.into())),
+        })
+    }
+
+    /// Where pods without an address of their own get one.
+    pub fn range(&self, family: Family) -> IpNet {
+        let number = self.settings.number;
+        match family {
+            Family::V4 => Ipv4Net::new_assert(Ipv4Addr::new(10, 244, number, 0), 24).into(),
+            Family::V6 => Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x10, 0x244, number.into(), 0, 0, 0, 0), 64).into(),
+        }
+    }
+
+    /// Its pods, by name.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.values()
+    }
+
+    /// One of its pods.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<&Pod> {
+        self.pods.get(&PodKey { namespace: namespace.into(), name: name.into() })
+    }
+
+    /// Makes a pod and joins it to the node. Where it comes back, every address answers at once.
+    pub fn add_pod(&mut self, settings: PodSettings) -> Result<&Pod> {
+        let (ipv4, ipv6) = self.allot(&settings)?;
+        let PodSettings { key, addresses: _ } = settings;
+        let namespace = Namespace::new()?;
+        prepare_links(&namespace, self.has(Family::V6))?;
+        // Every group may send echo requests by an ICMP socket.
+        namespace.set("ipv4/ping_group_range", "0 2147483647")?;
+
+        self.made += 1;
+        let host_link = format!("veth{}", self.made);
+        let owner = self.owner();
+        let host = Netlink::within(&self.namespace, &owner, async |netlink| {
+            netlink.add_veth(&host_link, POD_LINK, &namespace).await?;
+            let host = netlink.link(&host_link).await?;
+            netlink.set_up(host.index, self.bridge).await?;
+            Ok(host)
+        })?;
+        let pod = Pod { key: key.clone(), ipv4, ipv6, namespace, host_link, host_ifindex: host.index };
+        self.configure_pod(&pod, &host)?;
+        if self.bridge.is_none() {
+            Netlink::within(&self.namespace, &owner, async |netlink| {
+                for address in pod.addresses() {
+                    netlink.add_route(address, host_length(address), host.index, Hop::OnLink).await?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(self.pods.entry(key).insert_entry(pod).into_mut())
+    }
+
+    /// Takes a pod's interface away; its namespace ends with the last [`Pod`] and socket of it.
+    pub fn remove_pod(&mut self, key: &PodKey) -> Result<()> {
+        let Some(pod) = self.pods.remove(key) else { return Ok(()) };
+        Netlink::within(&self.namespace, &self.owner(), async |netlink| netlink.delete(pod.host_ifindex).await)
+    }
+
+    /// Inside the pod: loopback, addresses, and the way out.
+    fn configure_pod(&self, pod: &Pod, host: &Link) -> Result<()> {
+        Netlink::within(&pod.namespace, &format!("pod {}", pod.key), async |netlink| {
+            netlink.set_up(netlink.link("lo").await?.index, None).await?;
+            let link = netlink.link(POD_LINK).await?;
+            netlink.set_up(link.index, None).await?;
+            for address in pod.addresses() {
+                let family = family_of(address);
+                let gateway = match self.settings.layout {
+                    Layout::Routed => {
+                        netlink.add_address(link.index, address, host_length(address)).await?;
+                        let gateway = match family {
+                            Family::V4 => ROUTED_GATEWAY_V4,
+                            Family::V6 => ROUTED_GATEWAY_V6,
+                        };
+                        netlink.add_neighbour(link.index, gateway, &host.mac).await?;
+                        if family == Family::V4 {
+                            netlink.add_route(gateway, 32, link.index, Hop::OnLink).await?;
+                        }
+                        gateway
+                    }
+                    Layout::Bridged => {
+                        let range = self.range(family);
+                        netlink.add_address(link.index, address, range.prefix_len()).await?;
+                        host_of(range, 1)
+                    }
+                };
+                netlink.add_route(unspecified(family), 0, link.index, Hop::Via(gateway)).await?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Picks a pod's addresses.
+    fn allot(&self, settings: &PodSettings) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>)> {
+        let (mut ipv4, mut ipv6) = (None, None);
+        if settings.addresses.is_empty() {
+            let host = (FIRST_HOST..=LAST_HOST)
+                .find(|&host| {
+                    self.families.iter().all(|&family| self.owner_of(host_of(self.range(family), host)).is_none())
+                })
+                .ok_or_else(|| RigError::RangeFull {
+                    node: self.settings.name.clone(),
+                    pod: settings.key.to_string(),
+                    capacity: LAST_HOST - FIRST_HOST + 1,
+                })?;
+            for &family in &self.families {
+                match host_of(self.range(family), host) {
+                    IpAddr::V4(address) => ipv4 = Some(address),
+                    IpAddr::V6(address) => ipv6 = Some(address),
+                }
+            }
+        }
+        for &address in &settings.addresses {
+            let pod = || settings.key.to_string();
+            if let Some(owner) = self.owner_of(address) {
+                return Err(RigError::AddressTaken { pod: pod(), address, owner });
+            }
+            let family = family_of(address);
+            let range = self.range(family);
+            if self.settings.layout == Layout::Bridged && !range.contains(&address) {
+                return Err(RigError::AddressOutside { pod: pod(), address, range: range.to_string() });
+            }
+            let earlier = match address {
+                IpAddr::V4(address) => ipv4.replace(address).map(IpAddr::V4),
+                IpAddr::V6(address) => ipv6.replace(address).map(IpAddr::V6),
+            };
+            if earlier.is_some() {
+                return Err(RigError::TwoAddresses { pod: pod(), family });
+            }
+        }
+        Ok((ipv4, ipv6))
+    }
+
+    /// Who has an address: a pod, or the node itself.
+    fn owner_of(&self, address: IpAddr) -> Option<String> {
+        let gateway = self.bridge.is_some() && host_of(self.range(family_of(address)), 1) == address;
+        if gateway || self.addresses().any(|own| own == address) {
+            return Some(self.owner());
+        }
+        self.pods().find(|pod| pod.addresses().any(|own| own == address)).map(|pod| pod.key.to_string())
+    }
+
+    fn has(&self, family: Family) -> bool {
+        self.families.contains(&family)
+    }
+
+    fn owner(&self) -> String {
+        format!("node {}", self.settings.name)
+    }
+}
+
+/// Makes addresses of later interfaces usable at once: nobody else can be on these links.
+fn prepare_links(namespace: &Namespace, ipv6: bool) -> Result<()> {
+    if ipv6 {
+        namespace.set("ipv6/conf/all/accept_dad", "0")?;
+        namespace.set("ipv6/conf/default/accept_dad", "0")?;
+        namespace.set("ipv6/conf/default/accept_ra", "0")?;
+    }
+    Ok(())
+}
+
+pub(super) fn family_of(address: IpAddr) -> Family {
+    match address {
+        IpAddr::V4(_) => Family::V4,
+        IpAddr::V6(_) => Family::V6,
+    }
+}
+
+fn host_length(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
+
+fn unspecified(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+/// The address with this host number in a range.
+fn host_of(range: IpNet, host: u32) -> IpAddr {
+    match range {
+        IpNet::V4(range) => Ipv4Addr::from_bits(range.network().to_bits() | host).into(),
+        IpNet::V6(range) => Ipv6Addr::from_bits(range.network().to_bits() | u128::from(host)).into(),
+    }
+}

@@ -1,0 +1,3 @@
+//! Real traffic between network namespaces: does it match the table?
+
+mod rig;
