@@ -10,6 +10,7 @@ mod report;
 mod setup;
 mod test;
 mod tidy;
+mod verifier;
 mod workspace;
 
 use std::process::ExitCode;
@@ -37,6 +38,8 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Load the BPF object and hold the instructions that the verifier walks against their budgets
+    Verifier,
     /// Check the rules of this repository that no compiler checks
     Tidy,
 }
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Ci => return ci::run(),
         Command::Ebpf { check: false } => ebpf::write(),
         Command::Ebpf { check: true } => ebpf::check(),
+        Command::Verifier => verifier::run(),
         Command::Tidy => tidy::run(),
     };
     match outcome {

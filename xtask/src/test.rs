@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 pub(crate) fn steps(args: &Args, report: &mut Report) {
     report.step("build the tests", || process::run(cargo_test(args).arg("--no-run")).into());
     let mut totals = Totals::default();
-    report.step("run the tests", || match run_tests(args, &mut totals) {
+    report.step("run the tests", || match run_tests(&mut cargo_test(args), &mut totals) {
         Ok(()) => Outcome::Done,
         Err(error) => {
             // A suite that dies says no result.
@@ -87,9 +87,13 @@ fn cargo_test(args: &Args) -> Command {
     cargo
 }
 
-fn run_tests(args: &Args, totals: &mut Totals) -> anyhow::Result<()> {
-    let mut cargo = cargo_test(args);
-    eprintln!("$ {}", process::shown(&cargo));
+/// Runs `cargo test`, counting what it prints.
+///
+/// # Errors
+///
+/// A test failed or did not build.
+pub(crate) fn run_tests(cargo: &mut Command, totals: &mut Totals) -> anyhow::Result<()> {
+    eprintln!("$ {}", process::shown(cargo));
     let mut child = cargo.stdout(Stdio::piped()).spawn().context("start cargo")?;
     let output = child.stdout.take().expect("stdout is piped");
     let mut skips = Vec::new();
