@@ -106,17 +106,40 @@ impl fmt::Display for Missing {
             (true, false) => compiler_elsewhere.to_owned(),
             (false, _) => linker_elsewhere,
         };
-        if packages.is_empty() {
-            writeln!(f, "{elsewhere}")?;
-        } else {
+        if !packages.is_empty() {
             writeln!(f, "{}", debian::install_command(packages))?;
-            writeln!(f, "{elsewhere}")?;
         }
+        writeln!(f, "{elsewhere}")?;
         let what = match (compiler, linker) {
             (true, true) => "a Rust compiler with a `core` for BPF or with Rust's sources, and bpf-linker",
             (true, false) => "a Rust compiler with a `core` for BPF or with Rust's sources",
             (false, _) => "bpf-linker",
         };
         write!(f, "run one of the lines above: building the BPF object needs {what}, and this machine has none")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(missing: &Missing) -> Vec<String> {
+        missing.to_string().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_first_line_is_the_command_to_copy() {
+        let lines = lines(&Missing { compiler: true, linker: false, packages: vec!["rustc-web"] });
+        assert!(lines[0].ends_with("sudo apt-get install -y --no-install-recommends rustc-web"), "{}", lines[0]);
+        assert_eq!(lines[1], "rustup component add rust-src");
+        assert!(lines[2].starts_with("run one of the lines above"), "{}", lines[2]);
+    }
+
+    #[test]
+    fn without_debian_the_command_gets_both_tools() {
+        let lines = lines(&Missing { compiler: true, linker: true, packages: vec![] });
+        assert!(lines[0].starts_with("rustup component add rust-src && "), "{}", lines[0]);
+        assert!(lines[0].contains("cargo install bpf-linker --version 0.13.0"), "{}", lines[0]);
+        assert_eq!(lines.len(), 2);
     }
 }
