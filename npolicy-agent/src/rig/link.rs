@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 
 use futures_util::TryStreamExt;
+use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute};
 use netlink_packet_route::route::{RouteMessage, RouteScope};
 use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -101,9 +102,13 @@ impl Netlink {
         deleted.attempt(|| format!("delete interface {index} in {}", self.owner))
     }
 
-    /// Gives an interface an address.
+    /// Gives an interface an address, usable at once: nobody else can be on these links, so IPv6 need not ask.
     pub(super) async fn add_address(&self, index: u32, address: IpAddr, prefix_length: u8) -> Result<()> {
-        let added = self.handle.address().add(index, address, prefix_length).execute().await;
+        let mut request = self.handle.address().add(index, address, prefix_length);
+        if address.is_ipv6() {
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
+        let added = request.execute().await;
         added.attempt(|| format!("add address {address}/{prefix_length} in {}", self.owner))
     }
 

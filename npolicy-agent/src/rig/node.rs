@@ -155,6 +155,10 @@ impl Node {
             netlink.add_veth(&host_link, POD_LINK, &namespace).await?;
             let host = netlink.link(&host_link).await?;
             netlink.set_up(host.index, self.bridge).await?;
+            if self.bridge.is_none() && ipv6.is_some() {
+                // Also what the node asks for its pods' link-layer addresses from; the kernel's own takes a moment.
+                netlink.add_address(host.index, ROUTED_GATEWAY_V6, 64).await?;
+            }
             Ok(host)
         })?;
         let pod = Pod { key: key.clone(), ipv4, ipv6, namespace, host_link, host_ifindex: host.index };
@@ -268,7 +272,7 @@ impl Node {
     }
 }
 
-/// Makes addresses of later interfaces usable at once: nobody else can be on these links.
+/// Makes link-local addresses of later interfaces usable soon, and keeps routers out.
 fn prepare_links(namespace: &Namespace, ipv6: bool) -> Result<()> {
     if ipv6 {
         namespace.set("ipv6/conf/all/accept_dad", "0")?;
