@@ -11,10 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::error::{Attempt, Result, RigError};
 use super::node::Node;
+use crate::observe::{Format, Ready};
 
 /// How an agent is started.
 #[derive(Clone, Debug)]
@@ -25,19 +27,12 @@ pub struct AgentOptions {
     pub manifests: PathBuf,
     /// Where it pins: [`super::BpfFs::pin_dir`] for one that leaves no trace.
     pub pin_dir: PathBuf,
-    /// Where it writes its drop log, as JSON lines.
+    /// Where it writes its drop log.
     pub drop_log: PathBuf,
+    /// How it writes it.
+    pub drop_format: Format,
     /// Where it says what it has published.
     pub ready_file: PathBuf,
-}
-
-/// What the agent says of its last publish.
-#[derive(Clone, PartialEq, Eq, Debug, serde::Deserialize)]
-pub struct Published {
-    /// Grows with every publish.
-    pub revision: u64,
-    /// Pods' interfaces that have their programs and rulesets.
-    pub endpoints: usize,
 }
 
 /// A running agent. Dropping it kills it; what it pinned stays.
@@ -60,6 +55,7 @@ const POLL: Duration = Duration::from_millis(10);
 impl AgentProcess {
     /// Starts the agent inside the node. It need not be ready when this returns.
     pub fn start(node: &Node, options: AgentOptions) -> Result<Self> {
+        let drop_format = options.drop_format.to_possible_value().expect("every format has a name");
         let mut command = Command::new(&options.program);
         command
             .arg("agent")
@@ -70,7 +66,7 @@ impl AgentProcess {
             .arg(&options.pin_dir)
             .arg("--drop-log")
             .arg(&options.drop_log)
-            .args(["--drop-format", "json"])
+            .args(["--drop-format", drop_format.get_name()])
             .arg("--ready-file")
             .arg(&options.ready_file)
             .stdin(Stdio::null())
@@ -116,13 +112,12 @@ impl AgentProcess {
     }
 
     /// Waits until the agent has published something that `enough` accepts.
-    pub fn wait_published(&self, patience: Duration, enough: impl Fn(&Published) -> bool) -> Result<Published> {
+    pub fn wait_published(&self, patience: Duration, enough: impl Fn(&Ready) -> bool) -> Result<Ready> {
         let deadline = Instant::now() + patience;
         loop {
             // A file that is missing or half written is read again.
-            let published = fs::read(&self.options.ready_file)
-                .ok()
-                .and_then(|text| serde_json::from_slice::<Published>(&text).ok());
+            let published =
+                fs::read(&self.options.ready_file).ok().and_then(|text| serde_json::from_slice::<Ready>(&text).ok());
             match published {
                 Some(published) if enough(&published) => return Ok(published),
                 last => {
@@ -141,7 +136,7 @@ impl AgentProcess {
     }
 
     /// What it last said it has published.
-    pub fn published(&self) -> Option<Published> {
+    pub fn published(&self) -> Option<Ready> {
         serde_json::from_slice(&fs::read(&self.options.ready_file).ok()?).ok()
     }
 

@@ -38,8 +38,8 @@ impl BpfFs {
         self.path().join("npolicy")
     }
 
-    /// The root, as every other process of the machine names it.
-    pub fn path_from_outside(&self) -> PathBuf {
-        format!("/proc/{}/fd/{}", std::process::id(), self.root.as_raw_fd()).into()
+    /// The directory of [`BpfFs::pin_dir`], as every other process of the machine names it.
+    pub fn pin_dir_from_outside(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}/npolicy", std::process::id(), self.root.as_raw_fd()).into()
     }
 }

@@ -22,7 +22,7 @@ mod pod;
 mod probe;
 mod sctp;
 
-pub use agent::{AgentOptions, AgentProcess, Published};
+pub use agent::{AgentOptions, AgentProcess};
 pub use bpffs::BpfFs;
 pub use error::{Result, RigError};
 pub use listen::{Listeners, Service};

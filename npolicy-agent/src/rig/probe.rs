@@ -53,13 +53,19 @@ pub struct Probe {
     pub port: u16,
 }
 
+impl Probe {
+    /// Whom it reaches, as an endpoint is written: with the port, if there is one.
+    pub fn destination(&self) -> String {
+        match self.protocol {
+            Protocol::Icmp => self.to.to_string(),
+            Protocol::Tcp | Protocol::Udp | Protocol::Sctp => SocketAddr::new(self.to, self.port).to_string(),
+        }
+    }
+}
+
 impl fmt::Display for Probe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { to, protocol, port } = self;
-        match protocol {
-            Protocol::Icmp => write!(f, "{to} {protocol}"),
-            Protocol::Tcp | Protocol::Udp | Protocol::Sctp => write!(f, "{} {protocol}", SocketAddr::new(*to, *port)),
-        }
+        write!(f, "{} {}", self.destination(), self.protocol)
     }
 }
 
