@@ -1,19 +1,18 @@
 //! Stage 2: the cluster as plain values.
+//!
+//! In: [`Event`]s with objects that were read and checked once. Out: [`ClusterState`], and whether an event changed it.
+//! Deterministic, no I/O.
 
-use std::fmt;
-use std::sync::Arc;
+mod cluster;
+mod diagnostic;
+mod labels;
+mod policy;
+mod state;
 
-/// A pod's namespace and name.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
-pub struct PodKey {
-    /// Namespace.
-    pub namespace: Arc<str>,
-    /// Name.
-    pub name: Arc<str>,
-}
-
-impl fmt::Display for PodKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
+pub use cluster::{Age, NamedPort, Namespace, Node, Phase, Pod, PodKey, PodNetwork, family, of_family};
+pub use diagnostic::{Diagnostic, Place, Severity};
+pub use labels::{Condition, Labels, NAMESPACE_NAME_LABEL, Requirement, Selector, Values};
+pub use policy::{
+    IpBlock, Namespaces, NetworkPolicy, Peer, Peers, PodPeer, PolicyKey, PortEntry, PortProtocol, Ports, Rule,
+};
+pub use state::{ClusterState, Event, Object, ObjectKey, Owner};

@@ -1,0 +1,271 @@
+//! The cluster as a whole, changed by one event at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+use super::cluster::{Namespace, Node, Pod, PodKey};
+use super::diagnostic::{Diagnostic, Severity};
+use super::labels::Labels;
+use super::policy::{NetworkPolicy, PolicyKey};
+
+/// An object as it is now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Object {
+    /// A pod.
+    Pod(Pod),
+    /// A namespace.
+    Namespace(Namespace),
+    /// A node.
+    Node(Node),
+    /// A NetworkPolicy.
+    Policy(NetworkPolicy),
+}
+
+impl Object {
+    /// What the object is called.
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Self::Pod(pod) => ObjectKey::Pod(pod.key.clone()),
+            Self::Namespace(namespace) => ObjectKey::Namespace(namespace.name.clone()),
+            Self::Node(node) => ObjectKey::Node(node.name.clone()),
+            Self::Policy(policy) => ObjectKey::Policy(policy.key.clone()),
+        }
+    }
+}
+
+/// What an object is called.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub enum ObjectKey {
+    /// A pod.
+    Pod(PodKey),
+    /// A namespace.
+    Namespace(Arc<str>),
+    /// A node.
+    Node(Arc<str>),
+    /// A NetworkPolicy.
+    Policy(PolicyKey),
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pod(key) => write!(f, "Pod {key}"),
+            Self::Namespace(name) => write!(f, "Namespace {name}"),
+            Self::Node(name) => write!(f, "Node {name}"),
+            Self::Policy(key) => write!(f, "NetworkPolicy {key}"),
+        }
+    }
+}
+
+/// One change of the cluster.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// An object is new, or is now like this.
+    Upsert(Object),
+    /// An object is gone.
+    Delete(ObjectKey),
+}
+
+/// Who an address belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Owner<'a> {
+    /// A pod with a network namespace of its own.
+    Pod(&'a Arc<Pod>),
+    /// A node, or a pod in its network namespace.
+    Node(&'a Arc<Node>),
+    /// Nobody in the cluster.
+    Outside,
+}
+
+/// The cluster as plain values. Any sequence of events that ends in the same objects ends in an equal state.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ClusterState {
+    pods: BTreeMap<PodKey, Arc<Pod>>,
+    namespaces: BTreeMap<Arc<str>, Arc<Namespace>>,
+    nodes: BTreeMap<Arc<str>, Arc<Node>>,
+    policies: BTreeMap<PolicyKey, Arc<NetworkPolicy>>,
+    /// Enforceable pods by address, newest sandbox first.
+    pod_addresses: FxHashMap<IpAddr, Claims<Pod>>,
+    /// Nodes by address, ascending by name.
+    node_addresses: FxHashMap<IpAddr, Claims<Node>>,
+}
+
+/// Those who claim one address; the first has it.
+type Claims<T> = smallvec::SmallVec<[Arc<T>; 1]>;
+
+impl ClusterState {
+    /// Makes one change; returns whether anything is different now.
+    pub fn apply(&mut self, event: Event) -> bool {
+        match event {
+            Event::Upsert(Object::Pod(pod)) => self.upsert_pod(pod),
+            Event::Upsert(Object::Namespace(namespace)) => {
+                replace(&mut self.namespaces, namespace.name.clone(), Arc::new(namespace))
+            }
+            Event::Upsert(Object::Node(node)) => self.upsert_node(node),
+            Event::Upsert(Object::Policy(policy)) => replace(&mut self.policies, policy.key.clone(), Arc::new(policy)),
+            Event::Delete(ObjectKey::Pod(key)) => self.remove_pod(&key),
+            Event::Delete(ObjectKey::Namespace(name)) => self.namespaces.remove(&name).is_some(),
+            Event::Delete(ObjectKey::Node(name)) => self.remove_node(&name),
+            Event::Delete(ObjectKey::Policy(key)) => self.policies.remove(&key).is_some(),
+        }
+    }
+
+    /// Every pod, ascending by namespace and name.
+    pub fn pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods.values()
+    }
+
+    /// A pod by name.
+    pub fn pod(&self, key: &PodKey) -> Option<&Arc<Pod>> {
+        self.pods.get(key)
+    }
+
+    /// Every node, ascending by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.nodes.values()
+    }
+
+    /// A node by name.
+    pub fn node(&self, name: &str) -> Option<&Arc<Node>> {
+        self.nodes.get(name)
+    }
+
+    /// Every NetworkPolicy, ascending by namespace and name.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<NetworkPolicy>> {
+        self.policies.values()
+    }
+
+    /// The NetworkPolicies of a namespace, ascending by name.
+    pub fn policies_in(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Arc<NetworkPolicy>> {
+        let first = PolicyKey { namespace: namespace.clone(), name: "".into() };
+        self.policies.range(first..).map(|(_, policy)| policy).take_while(|policy| policy.key.namespace == *namespace)
+    }
+
+    /// The NetworkPolicies that select a pod, ascending by name.
+    pub fn policies_of(&self, pod: &Pod) -> impl Iterator<Item = &Arc<NetworkPolicy>> {
+        self.policies_in(&pod.key.namespace).filter(|policy| policy.subject.matches(&pod.labels))
+    }
+
+    /// Names of the namespaces that exist, as objects or because something is in them.
+    pub fn namespace_names(&self) -> BTreeSet<&Arc<str>> {
+        let used = self.pods.keys().map(|key| &key.namespace).chain(self.policies.keys().map(|key| &key.namespace));
+        self.namespaces.keys().chain(used).collect()
+    }
+
+    /// The labels of a namespace; one that only occurs in other objects has the automatic label alone.
+    pub fn namespace_labels(&self, name: &Arc<str>) -> Labels {
+        match self.namespaces.get(name) {
+            Some(namespace) => namespace.labels.clone(),
+            None => Namespace::new(name.clone(), &Labels::default()).labels,
+        }
+    }
+
+    /// Who has an address.
+    ///
+    /// 1. The enforceable pod that claims it; of several, the one with the newest sandbox.
+    /// 2. Else the node that has it; of several, the first by name.
+    /// 3. Else nobody in the cluster.
+    pub fn owner(&self, address: IpAddr) -> Owner<'_> {
+        if let Some(pods) = self.pod_addresses.get(&address) {
+            return Owner::Pod(&pods[0]);
+        }
+        self.node_addresses.get(&address).map_or(Owner::Outside, |nodes| Owner::Node(&nodes[0]))
+    }
+
+    /// The addresses that a pod claims and has. None for a pod that policy cannot apply to.
+    pub fn addresses_of<'a>(&'a self, pod: &'a Arc<Pod>) -> impl Iterator<Item = IpAddr> + 'a {
+        pod.addresses.iter().copied().filter(|&address| match self.owner(address) {
+            Owner::Pod(owner) => owner.key == pod.key,
+            Owner::Node(_) | Owner::Outside => false,
+        })
+    }
+
+    /// Says of each address that several live pods claim who has it.
+    pub fn diagnose_addresses(&self) -> Vec<Diagnostic> {
+        let mut found: Vec<_> = self
+            .pod_addresses
+            .iter()
+            .filter(|(_, claims)| claims.len() > 1)
+            .map(|(address, claims)| Diagnostic {
+                place: None,
+                severity: Severity::Warning,
+                object: Some(ObjectKey::Pod(claims[1].key.clone()).to_string().into()),
+                field: Some("status.podIPs".into()),
+                message: format!("{address} belongs to {}, whose sandbox is newer", claims[0].key),
+            })
+            .collect();
+        found.sort();
+        found
+    }
+
+    fn upsert_pod(&mut self, pod: Pod) -> bool {
+        if self.pods.get(&pod.key).is_some_and(|known| **known == pod) {
+            return false;
+        }
+        self.remove_pod(&pod.key);
+        let pod = Arc::new(pod);
+        if pod.is_enforceable() {
+            for &address in &pod.addresses {
+                let claims = self.pod_addresses.entry(address).or_default();
+                claims.push(pod.clone());
+                claims.sort_by(|a, b| (&b.age, &b.key).cmp(&(&a.age, &a.key)));
+            }
+        }
+        self.pods.insert(pod.key.clone(), pod);
+        true
+    }
+
+    fn remove_pod(&mut self, key: &PodKey) -> bool {
+        let Some(pod) = self.pods.remove(key) else { return false };
+        for address in &pod.addresses {
+            withdraw(&mut self.pod_addresses, address, |claimant| claimant.key == *key);
+        }
+        true
+    }
+
+    fn upsert_node(&mut self, node: Node) -> bool {
+        if self.nodes.get(&node.name).is_some_and(|known| **known == node) {
+            return false;
+        }
+        self.remove_node(&node.name);
+        let node = Arc::new(node);
+        for &address in &node.addresses {
+            let claims = self.node_addresses.entry(address).or_default();
+            if !claims.iter().any(|known| known.name == node.name) {
+                claims.push(node.clone());
+                claims.sort_by(|a, b| a.name.cmp(&b.name));
+            }
+        }
+        self.nodes.insert(node.name.clone(), node);
+        true
+    }
+
+    fn remove_node(&mut self, name: &Arc<str>) -> bool {
+        let Some(node) = self.nodes.remove(name) else { return false };
+        for address in &node.addresses {
+            withdraw(&mut self.node_addresses, address, |claimant| claimant.name == *name);
+        }
+        true
+    }
+}
+
+fn replace<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: V) -> bool {
+    if map.get(&key) == Some(&value) {
+        return false;
+    }
+    map.insert(key, value);
+    true
+}
+
+fn withdraw<T>(claims: &mut FxHashMap<IpAddr, Claims<T>>, address: &IpAddr, is_claimant: impl Fn(&T) -> bool) {
+    if let Some(claimants) = claims.get_mut(address) {
+        claimants.retain(|claimant| !is_claimant(claimant));
+        if claimants.is_empty() {
+            claims.remove(address);
+        }
+    }
+}
