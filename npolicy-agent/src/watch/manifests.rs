@@ -1,1 +1,248 @@
-//! Manifest files.
+//! Objects from files: every document by itself, so that a broken one does not take the others with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::objects::{Tree, read_document};
+use crate::model::{ClusterState, Diagnostic, Event, Object, ObjectKey, Place, PolicyKey, Severity};
+
+/// File name endings that are read in a directory.
+const ENDINGS: &[&str] = &["yaml", "yml", "json"];
+
+/// A path that holds no manifests.
+#[derive(Debug, thiserror::Error)]
+#[error("read manifests from {}", path.display())]
+pub struct ManifestError {
+    path: PathBuf,
+    #[source]
+    source: std::io::Error,
+}
+
+/// Everything read from files at one time.
+#[derive(Clone, Debug, Default)]
+pub struct Manifests {
+    objects: BTreeMap<ObjectKey, (Object, Place)>,
+    unreadable: BTreeMap<PolicyKey, Place>,
+    broken_files: BTreeSet<Arc<Path>>,
+    diagnostics: Vec<Diagnostic>,
+}
+
+impl Manifests {
+    /// Reads files and directories, in this order; of a directory (not those below it) the files ending in `.yaml`, `.yml`
+    /// and `.json`, sorted by name. Of an object that occurs twice, the later counts.
+    ///
+    /// # Errors
+    /// A path that is named here and cannot be opened. What cannot be read behind it is a diagnostic.
+    pub fn read(paths: &[PathBuf]) -> Result<Self, ManifestError> {
+        let mut manifests = Self::default();
+        let mut not_enforced = BTreeMap::new();
+        for path in paths {
+            let failed = |source| ManifestError { path: path.clone(), source };
+            if path.is_dir() {
+                let mut files = Vec::new();
+                for entry in std::fs::read_dir(path).map_err(failed)? {
+                    let file = entry.map_err(failed)?.path();
+                    let is_manifest =
+                        file.extension().is_some_and(|ending| ENDINGS.iter().any(|known| ending == *known));
+                    if is_manifest && !file.is_dir() {
+                        files.push(file);
+                    }
+                }
+                files.sort();
+                for file in files {
+                    match std::fs::read(&file) {
+                        Ok(bytes) => manifests.add_file(file.into(), &bytes, &mut not_enforced),
+                        Err(error) => manifests.add_broken_file(file.into(), 0, format!("cannot be read: {error}")),
+                    }
+                }
+            } else {
+                let bytes = std::fs::read(path).map_err(failed)?;
+                manifests.add_file(path.as_path().into(), &bytes, &mut not_enforced);
+            }
+        }
+        for (kind, place) in not_enforced {
+            manifests.diagnostics.push(Diagnostic {
+                place: Some(place),
+                // What a ClusterNetworkPolicy would change is unknown; Services only add questions that can be asked.
+                severity: if kind == "ClusterNetworkPolicy" { Severity::Error } else { Severity::Note },
+                object: Some(kind.into()),
+                field: None,
+                message: "not enforced yet: objects of this kind are not read".to_owned(),
+            });
+        }
+        Ok(manifests)
+    }
+
+    /// Reads one text as if it were a file.
+    pub fn from_text(file: &str, text: &str) -> Self {
+        let mut manifests = Self::default();
+        manifests.add_file(Path::new(file).into(), text.as_bytes(), &mut BTreeMap::new());
+        manifests
+    }
+
+    /// The objects, each once, ascending by kind and name.
+    pub fn objects(&self) -> impl Iterator<Item = &Object> {
+        self.objects.values().map(|(object, _)| object)
+    }
+
+    /// What was found, in the order of files and lines.
+    pub fn diagnostics(&self) -> &[Diagnostic] {
+        &self.diagnostics
+    }
+
+    /// Policies that are there, but nobody can say whom they select.
+    pub fn unreadable_policies(&self) -> impl Iterator<Item = &PolicyKey> {
+        self.unreadable.keys()
+    }
+
+    /// Whether every object was read, so that answers do not depend on one that was not.
+    pub fn is_certain(&self) -> bool {
+        self.diagnostics.iter().all(|diagnostic| diagnostic.severity < Severity::Error)
+    }
+
+    /// The cluster that these objects make up.
+    pub fn state(&self) -> ClusterState {
+        let mut state = ClusterState::default();
+        for object in self.objects() {
+            state.apply(Event::Upsert(object.clone()));
+        }
+        state
+    }
+
+    /// The changes from an earlier reading to this one.
+    pub fn events_since(&self, previous: &Self) -> Vec<Event> {
+        let gone = previous.objects.keys().filter(|key| !self.objects.contains_key(key)).cloned().map(Event::Delete);
+        let changed = self
+            .objects
+            .iter()
+            .filter(|(key, (object, _))| previous.objects.get(key).is_none_or(|(known, _)| known != object))
+            .map(|(_, (object, _))| Event::Upsert(object.clone()));
+        gone.chain(changed).collect()
+    }
+
+    /// Takes over the last good version of what cannot be read now: of a policy whose subjects nobody can say, and of
+    /// everything missing from a file that has an unreadable document. An editing mistake thus opens nothing.
+    #[must_use]
+    pub fn or_last_good(mut self, previous: &Self) -> Self {
+        for (key, (object, place)) in &previous.objects {
+            let is_unreadable = matches!(key, ObjectKey::Policy(policy) if self.unreadable.contains_key(policy));
+            let is_kept = is_unreadable || self.broken_files.contains(&place.file);
+            if !is_kept || self.objects.contains_key(key) {
+                continue;
+            }
+            self.diagnostics.push(Diagnostic {
+                place: Some(place.clone()),
+                severity: Severity::Warning,
+                object: Some(key.to_string().into()),
+                field: None,
+                message: "its last good version stays in force".to_owned(),
+            });
+            self.objects.insert(key.clone(), (object.clone(), place.clone()));
+        }
+        self
+    }
+
+    fn add_file(&mut self, file: Arc<Path>, bytes: &[u8], not_enforced: &mut BTreeMap<&'static str, Place>) {
+        let text = match std::str::from_utf8(bytes) {
+            Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
+            Err(error) => {
+                let line = bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count() as u32 + 1;
+                return self.add_broken_file(file, line, "is not UTF-8; the file is ignored".to_owned());
+            }
+        };
+        for (lines_before, document) in documents(text) {
+            let mut tree = match parse(document) {
+                Ok(Some(tree)) => tree,
+                Ok(None) => continue,
+                Err((line, problem)) => {
+                    let message = format!("{problem}; the document is ignored");
+                    self.add_broken_file(file.clone(), lines_before + line, message);
+                    continue;
+                }
+            };
+            tree.move_down(lines_before);
+            let reading = read_document(&tree, Some(&file));
+            self.diagnostics.extend(reading.diagnostics);
+            for (object, line) in reading.objects {
+                self.add_object(object, Place { file: file.clone(), line });
+            }
+            for (key, line) in reading.unreadable {
+                self.objects.remove(&ObjectKey::Policy(key.clone()));
+                self.unreadable.insert(key, Place { file: file.clone(), line });
+            }
+            for (kind, line) in reading.not_enforced {
+                not_enforced.entry(kind).or_insert(Place { file: file.clone(), line });
+            }
+        }
+    }
+
+    fn add_object(&mut self, object: Object, place: Place) {
+        let key = object.key();
+        if let ObjectKey::Policy(policy) = &key {
+            self.unreadable.remove(policy);
+        }
+        let name = key.to_string();
+        if let Some((_, earlier)) = self.objects.insert(key, (object, place.clone())) {
+            self.diagnostics.push(Diagnostic {
+                place: Some(place),
+                severity: Severity::Warning,
+                object: Some(name.into()),
+                field: None,
+                message: format!("replaces the object of the same name at {earlier}"),
+            });
+        }
+    }
+
+    fn add_broken_file(&mut self, file: Arc<Path>, line: u32, message: String) {
+        self.broken_files.insert(file.clone());
+        let place = Some(Place { file, line });
+        self.diagnostics.push(Diagnostic { place, severity: Severity::Error, object: None, field: None, message });
+    }
+}
+
+/// Splits at the lines that start a document (`---` at the margin, YAML 1.2 section 9.1.2); gives each with the number of
+/// lines before it. Those without content are left out.
+fn documents(text: &str) -> Vec<(u32, &str)> {
+    let mut starts = vec![(0, 0)];
+    let mut offset = 0;
+    for (line, content) in text.split_inclusive('\n').enumerate() {
+        let rest = content.strip_prefix("---");
+        if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace)) {
+            starts.push((line as u32, offset));
+        }
+        offset += content.len();
+    }
+    let ends = starts.iter().skip(1).map(|&(_, offset)| offset).chain([text.len()]).collect::<Vec<_>>();
+    starts
+        .into_iter()
+        .zip(ends)
+        .map(|((line, start), end)| (line, &text[start..end]))
+        .filter(|(_, document)| document.lines().any(has_content))
+        .collect()
+}
+
+fn has_content(line: &str) -> bool {
+    let line = line.trim();
+    !(line.is_empty() || line == "---" || line == "..." || line.starts_with('#') || line.starts_with('%'))
+}
+
+/// Parses one document; `None`: it holds nothing. An error comes with its line.
+fn parse(document: &str) -> Result<Option<Tree>, (u32, String)> {
+    let mut budget = serde_saphyr::Budget::default();
+    // A cluster's objects make a long document; the reader's limits on depth and on what aliases expand to stay.
+    budget.max_events = usize::MAX;
+    budget.max_nodes = usize::MAX;
+    budget.max_total_scalar_bytes = usize::MAX;
+    let mut options = serde_saphyr::Options::default();
+    options.budget = Some(budget);
+    options.with_snippet = false;
+    match serde_saphyr::from_str_with_options::<Tree>(document, options) {
+        Ok(tree) if tree.value == super::objects::Value::Null => Ok(None),
+        Ok(tree) => Ok(Some(tree)),
+        Err(error) => {
+            let line = error.location().map_or(1, |place| u32::try_from(place.line()).unwrap_or(u32::MAX)).max(1);
+            Err((line, error.to_string()))
+        }
+    }
+}

@@ -2,3 +2,4 @@
 pub mod directory;
 pub mod links;
 pub mod manifests;
+pub mod objects;

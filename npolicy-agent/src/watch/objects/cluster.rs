@@ -1,0 +1,54 @@
+//! Namespace and Node (`v1`).
+
+use super::cursor::{At, Harm, Report};
+use super::metadata::{Scope, read_metadata};
+use super::net::parse_ip;
+use super::pod::list;
+use crate::model::{Namespace, Node};
+
+const NOT_READ: Harm = Harm::part("it is not read");
+const TOP: &[&str] = &["apiVersion", "kind", "metadata", "spec", "status"];
+
+/// Fields of `v1.NodeStatus`.
+const NODE_STATUS: &[&str] = &[
+    "addresses",
+    "allocatable",
+    "capacity",
+    "conditions",
+    "config",
+    "daemonEndpoints",
+    "declaredFeatures",
+    "features",
+    "images",
+    "nodeInfo",
+    "phase",
+    "runtimeHandlers",
+    "volumesAttached",
+    "volumesInUse",
+];
+
+/// Reads a namespace. `None`: it has no name, and this was reported.
+pub(super) fn read_namespace(object: &At<'_>, report: &mut Report<'_>) -> Option<Namespace> {
+    let metadata = read_metadata(object, "Namespace", Scope::Cluster, report)?;
+    report.unknown_fields(object, TOP, NOT_READ);
+    Some(Namespace::new(metadata.name, &metadata.labels))
+}
+
+/// Reads a node: every address that is an IP address counts, whatever its type. `None`: it has no name, and this was
+/// reported.
+pub(super) fn read_node(object: &At<'_>, report: &mut Report<'_>) -> Option<Node> {
+    let metadata = read_metadata(object, "Node", Scope::Cluster, report)?;
+    report.unknown_fields(object, TOP, NOT_READ);
+    let mut addresses = Vec::new();
+    if let Some(status) = object.get("status") {
+        report.unknown_fields(&status, NODE_STATUS, NOT_READ);
+        if let Some(items) = status.get("addresses") {
+            for item in list(&items, report) {
+                report.unknown_fields(&item, &["type", "address"], NOT_READ);
+                // Host and DNS names stand in the same list.
+                addresses.extend(item.get("address").and_then(|address| address.text().and_then(parse_ip)));
+            }
+        }
+    }
+    Some(Node { name: metadata.name, labels: metadata.labels, addresses })
+}

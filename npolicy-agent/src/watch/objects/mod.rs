@@ -1,0 +1,112 @@
+//! Reading Kubernetes objects by hand: from a [`Tree`] to values of the model.
+//!
+//! In: trees, from YAML or from the API. Out: objects that are legal by construction, and a diagnostic with line and field
+//! for everything that is not as the API server would have it.
+
+mod cluster;
+mod cursor;
+mod metadata;
+mod net;
+mod pod;
+mod policy;
+mod selector;
+mod tree;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cursor::{At, Harm, Report, nearest};
+pub use tree::{Entry, Tree, Value};
+
+use crate::model::{Diagnostic, Object, PolicyKey, Severity};
+
+/// What became of a document.
+#[derive(Default)]
+pub struct Reading {
+    /// Objects, each with its line.
+    pub objects: Vec<(Object, u32)>,
+    /// Policies that are there, but nobody can say whom they select; each with its line.
+    pub unreadable: Vec<(PolicyKey, u32)>,
+    /// Kinds that a later version reads, each with the line it was first seen on.
+    pub not_enforced: Vec<(&'static str, u32)>,
+    /// What was found on the way.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// Kinds that bear on policy and are not read yet, with their groups.
+const NOT_ENFORCED: &[(&str, &str)] =
+    &[("", "Service"), ("discovery.k8s.io", "EndpointSlice"), ("policy.networking.k8s.io", "ClusterNetworkPolicy")];
+
+/// Reads a document: an object, or a list of objects as `kubectl get -o yaml` prints it. Other kinds are passed over.
+pub fn read_document(tree: &Tree, file: Option<&Arc<Path>>) -> Reading {
+    let mut reading = Reading::default();
+    read_any(&At::root(tree), None, file, &mut reading);
+    reading
+}
+
+fn read_any(at: &At<'_>, listed: Option<&str>, file: Option<&Arc<Path>>, reading: &mut Reading) {
+    let mut report = Report { file, object: None, found: &mut reading.diagnostics };
+    const IGNORED: Harm = Harm::whole("the document is ignored");
+    let Some(entries) = at.entries() else {
+        report.broken(at, IGNORED, format!("expected an object with `kind` and `metadata`, not {}", at.value()));
+        return;
+    };
+    let kind = at.get("kind");
+    let Some(kind) = kind.as_ref().and_then(At::text).or(listed) else {
+        let typed = entries.iter().find(|entry| nearest(&entry.key, &["kind"]).is_some());
+        match typed {
+            Some(entry) if entry.key != "kind" => {
+                report.broken(&at.field(entry), IGNORED, format!("unknown field `{}`, did you mean `kind`?", entry.key))
+            }
+            _ => report.broken(at, IGNORED, "`kind` is missing"),
+        };
+        return;
+    };
+    let version = at.get("apiVersion");
+    let version = version.as_ref().and_then(At::text);
+    if let (Some(item_kind), Some(items)) = (kind.strip_suffix("List"), at.get("items")) {
+        let Some(items) = items.items() else {
+            report.broken(&items, IGNORED, format!("must be a list, not {}", items.value()));
+            return;
+        };
+        let listed = if item_kind.is_empty() { None } else { Some(item_kind) };
+        for item in items {
+            // Each item is an object of its own: its fields are named from its own top.
+            read_any(&item.as_root(), listed, file, reading);
+        }
+        return;
+    }
+    let group = version.map(|version| version.split_once('/').map_or("", |(group, _)| group));
+    let is_core = group.is_none_or(str::is_empty);
+    let object = match kind {
+        "Pod" if is_core => pod::read_pod(at, &mut report).map(Object::Pod),
+        "Namespace" if is_core => cluster::read_namespace(at, &mut report).map(Object::Namespace),
+        "Node" if is_core => cluster::read_node(at, &mut report).map(Object::Node),
+        "NetworkPolicy" if matches!(group, None | Some("networking.k8s.io" | "extensions" | "")) => {
+            if version.is_some_and(|version| version != "networking.k8s.io/v1") {
+                let version = at.get("apiVersion").expect("it was just found");
+                let message = format!("expected networking.k8s.io/v1, not {}; read as such", version.value());
+                report.say(Severity::Warning, &version, message);
+            }
+            match policy::read_policy(at, &mut report) {
+                policy::Reading::Policy(policy) => Some(Object::Policy(policy)),
+                policy::Reading::Unreadable(key) => {
+                    reading.unreadable.push((key, at.line()));
+                    None
+                }
+                policy::Reading::Nameless => None,
+            }
+        }
+        _ => {
+            let known = NOT_ENFORCED.iter().find(|(of, name)| *name == kind && group.is_none_or(|group| group == *of));
+            if let Some(&(_, kind)) = known {
+                reading.not_enforced.push((kind, at.line()));
+            }
+            None
+        }
+    };
+    reading.objects.extend(object.map(|object| (object, at.line())));
+}

@@ -1,0 +1,248 @@
+//! Pod (`v1`), as far as policy can tell pods apart.
+
+use std::net::IpAddr;
+
+use super::cursor::{At, Harm, Report};
+use super::metadata::{Scope, read_metadata, read_time};
+use super::net::parse_ip;
+use super::tree::Value;
+use crate::model::{Age, NamedPort, Phase, Pod, PodKey, PodNetwork, PortProtocol, family};
+
+const NOT_READ: Harm = Harm::part("it is not read");
+
+/// Fields of `v1.PodSpec`.
+const SPEC: &[&str] = &[
+    "containers",
+    "initContainers",
+    "ephemeralContainers",
+    "nodeName",
+    "hostNetwork",
+    "activeDeadlineSeconds",
+    "affinity",
+    "automountServiceAccountToken",
+    "dnsConfig",
+    "dnsPolicy",
+    "enableServiceLinks",
+    "hostAliases",
+    "hostIPC",
+    "hostPID",
+    "hostUsers",
+    "hostname",
+    "hostnameOverride",
+    "imagePullSecrets",
+    "nodeSelector",
+    "os",
+    "overhead",
+    "preemptionPolicy",
+    "priority",
+    "priorityClassName",
+    "readinessGates",
+    "resourceClaims",
+    "resources",
+    "restartPolicy",
+    "runtimeClassName",
+    "schedulerName",
+    "schedulingGates",
+    "schedulingGroup",
+    "securityContext",
+    "serviceAccount",
+    "serviceAccountName",
+    "setHostnameAsFQDN",
+    "shareProcessNamespace",
+    "subdomain",
+    "terminationGracePeriodSeconds",
+    "tolerations",
+    "topologySpreadConstraints",
+    "volumes",
+    "workloadRef",
+];
+
+/// Fields of `v1.PodStatus`.
+const STATUS: &[&str] = &[
+    "phase",
+    "podIP",
+    "podIPs",
+    "startTime",
+    "allocatedResources",
+    "conditions",
+    "containerStatuses",
+    "ephemeralContainerStatuses",
+    "extendedResourceClaimStatus",
+    "hostIP",
+    "hostIPs",
+    "initContainerStatuses",
+    "message",
+    "nominatedNodeName",
+    "observedGeneration",
+    "qosClass",
+    "reason",
+    "resize",
+    "resourceClaimStatuses",
+    "resources",
+];
+
+/// Fields of `v1.Container`.
+const CONTAINER: &[&str] = &[
+    "name",
+    "ports",
+    "restartPolicy",
+    "args",
+    "command",
+    "env",
+    "envFrom",
+    "image",
+    "imagePullPolicy",
+    "lifecycle",
+    "livenessProbe",
+    "readinessProbe",
+    "resizePolicy",
+    "resources",
+    "restartPolicyRules",
+    "securityContext",
+    "startupProbe",
+    "stdin",
+    "stdinOnce",
+    "terminationMessagePath",
+    "terminationMessagePolicy",
+    "tty",
+    "volumeDevices",
+    "volumeMounts",
+    "workingDir",
+];
+
+/// Reads a pod. `None`: it has no name, and this was reported.
+pub(super) fn read_pod(object: &At<'_>, report: &mut Report<'_>) -> Option<Pod> {
+    let metadata = read_metadata(object, "Pod", Scope::Namespaced, report)?;
+    report.unknown_fields(object, &["apiVersion", "kind", "metadata", "spec", "status"], NOT_READ);
+    let mut pod = Pod {
+        key: PodKey { namespace: metadata.namespace, name: metadata.name },
+        labels: metadata.labels,
+        node: None,
+        network: PodNetwork::Own,
+        ports: Vec::new(),
+        addresses: Vec::new(),
+        phase: Phase::Planned,
+        age: Age { started: None, created: metadata.created, uid: metadata.uid },
+    };
+    if let Some(spec) = object.get("spec") {
+        report.unknown_fields(&spec, SPEC, NOT_READ);
+        if let Some(node) = spec.get("nodeName") {
+            pod.node = node.text().filter(|name| !name.is_empty()).map(Into::into);
+        }
+        if let Some(host) = spec.get("hostNetwork") {
+            match host.value() {
+                Value::Bool(true) => pod.network = PodNetwork::Host,
+                Value::Bool(false) => {}
+                other => {
+                    report.broken(&host, NOT_READ, format!("must be true or false, not {other}"));
+                }
+            }
+        }
+        if let Some(containers) = spec.get("containers") {
+            for container in list(&containers, report) {
+                read_container(&container, &mut pod.ports, report);
+            }
+        }
+        if let Some(containers) = spec.get("initContainers") {
+            for container in list(&containers, report) {
+                // A restartable init container runs beside the others; ordinary ones are gone when a peer connects.
+                if container.get("restartPolicy").is_some_and(|policy| policy.text() == Some("Always")) {
+                    read_container(&container, &mut pod.ports, report);
+                }
+            }
+        }
+    }
+    if let Some(status) =
+        object.get("status").filter(|status| status.entries().is_some_and(|fields| !fields.is_empty()))
+    {
+        read_status(&status, &mut pod, report);
+    }
+    Some(pod)
+}
+
+fn read_container(at: &At<'_>, ports: &mut Vec<NamedPort>, report: &mut Report<'_>) {
+    report.unknown_fields(at, CONTAINER, NOT_READ);
+    let Some(list_at) = at.get("ports") else { return };
+    for port in list(&list_at, report) {
+        report.unknown_fields(&port, &["name", "containerPort", "protocol", "hostPort", "hostIP"], NOT_READ);
+        let number = port.get("containerPort");
+        let number = match number.as_ref().map(At::value) {
+            Some(&Value::Integer(number)) => u16::try_from(number).ok().filter(|&number| number > 0),
+            _ => None,
+        };
+        let protocol = match port.get("protocol") {
+            None => Some(PortProtocol::Tcp),
+            Some(protocol) => protocol.text().and_then(PortProtocol::from_name),
+        };
+        let (Some(number), Some(protocol)) = (number, protocol) else {
+            let problem = "expected `containerPort` from 1 to 65535 and `protocol` TCP, UDP or SCTP";
+            report.broken(&port, Harm::part("the port's name resolves to nothing"), problem);
+            continue;
+        };
+        if let Some(name) = port.get("name") {
+            match name.text() {
+                Some(name) => ports.push(NamedPort { name: name.into(), protocol, number }),
+                None => {
+                    report.broken(&name, NOT_READ, format!("must be text, not {}", name.value()));
+                }
+            }
+        }
+    }
+}
+
+fn read_status(at: &At<'_>, pod: &mut Pod, report: &mut Report<'_>) {
+    report.unknown_fields(at, STATUS, NOT_READ);
+    pod.phase = match at.get("phase") {
+        None => Phase::Pending,
+        Some(phase) => match phase.text() {
+            Some("Pending") => Phase::Pending,
+            Some("Running") => Phase::Running,
+            Some("Succeeded") => Phase::Succeeded,
+            Some("Failed") => Phase::Failed,
+            Some("Unknown") => Phase::Unknown,
+            _ => {
+                let problem = format!("{} is not Pending, Running, Succeeded, Failed or Unknown", phase.value());
+                report.broken(&phase, Harm::part("the pod counts as live"), problem);
+                Phase::Unknown
+            }
+        },
+    };
+    pod.age.started = at.get("startTime").and_then(|time| read_time(&time, report));
+    if let Some(addresses) = at.get("podIPs") {
+        for item in list(&addresses, report) {
+            report.unknown_fields(&item, &["ip"], NOT_READ);
+            if let Some(ip) = item.get("ip") {
+                add_address(&ip, &mut pod.addresses, report);
+            }
+        }
+    }
+    if pod.addresses.is_empty()
+        && let Some(address) = at.get("podIP").filter(|address| address.text() != Some(""))
+    {
+        add_address(&address, &mut pod.addresses, report);
+    }
+}
+
+fn add_address(at: &At<'_>, addresses: &mut Vec<IpAddr>, report: &mut Report<'_>) {
+    const LEFT_OUT: Harm = Harm::part("the address is left out");
+    match at.text().and_then(parse_ip) {
+        None => {
+            report.broken(at, LEFT_OUT, format!("{} is not an IP address", at.value()));
+        }
+        Some(address) if addresses.iter().any(|&known| family(known) == family(address)) => {
+            report.broken(at, LEFT_OUT, format!("{address} is the pod's second address of its family"));
+        }
+        Some(address) => addresses.push(address),
+    }
+}
+
+/// The items of a list; none, and a finding, if it is not one.
+pub(super) fn list<'b>(at: &'b At<'_>, report: &mut Report<'_>) -> Vec<At<'b>> {
+    match at.items() {
+        Some(items) => items.collect(),
+        None => {
+            report.broken(at, NOT_READ, format!("must be a list, not {}", at.value()));
+            Vec::new()
+        }
+    }
+}
