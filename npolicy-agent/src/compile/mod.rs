@@ -1,8 +1,22 @@
 //! Stage 3: from the cluster to rulesets and classes. Deterministic, no I/O.
+//!
+//! In: [`ClusterState`](crate::model::ClusterState). Out: a [`Plan`] for one node, and diagnostics. [`Engine`] puts
+//! questions to a plan of the whole cluster, and [`explain`] says why a verdict is what it is.
+
+mod classes;
+mod compiler;
+mod engine;
+mod explain;
+mod intern;
 mod plan;
 mod ports;
+mod prefixes;
+mod resolve;
 mod ruleset;
 
+pub use compiler::{Compiler, Scope};
+pub use engine::{Answer, End, Engine, Judgement, Protocol, Question, Unanswerable};
+pub use explain::{Accepted, Decision, Explanation, Miss, Remote, explain};
 pub use plan::{ClassIndex, ClassKey, Fact, PeerId, Plan, PortNameId, Subject};
 pub use ports::{Bundle, PortSet};
 pub use ruleset::{Peer, Ruleset};

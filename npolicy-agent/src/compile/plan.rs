@@ -34,8 +34,8 @@ pub enum Fact {
 #[derive(Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Default)]
 pub struct ClassKey(pub Arc<[Fact]>);
 
-/// Index into [`Plan::classes`].
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+/// Index into [`Plan::classes`]; the default is that of the empty key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Default)]
 pub struct ClassIndex(pub u32);
 
 /// A local pod and what governs it.
