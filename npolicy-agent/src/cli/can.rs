@@ -1,10 +1,217 @@
-//! `npolicy can`.
+//! `npolicy can`: one question with its reasons, or many from stdin.
+
+use std::io::{self, BufRead, Write};
+use std::path::PathBuf;
+
+use anyhow::Context;
+use npolicy_common::{Direction, Family, Verdict};
+
+use super::exit;
+use super::question::{answer_json, decision_text, parse_end, parse_protocol, parse_question, reason};
+use crate::compile::{Answer, Engine, Question, Unanswerable};
+use crate::watch::manifests::Manifests;
 
 /// Flags of `npolicy can`.
 #[derive(clap::Args)]
-pub struct Args {}
+#[command(after_long_help = "\
+Examples:
+  Why can the frontend of dev not reach the database?
+    npolicy can -f manifests/ --from dev/frontend --to prod/database --port 8080/tcp
+
+  May a host outside ping it? May its own node?
+    npolicy can -f manifests/ --from ip:203.0.113.7 --to prod/database --port icmp
+    npolicy can -f manifests/ --from node:n1 --to prod/database --port 8080/tcp
+
+  A running cluster, as it is now:
+    kubectl get pods,namespaces,nodes,networkpolicies -A -o yaml > cluster.yaml
+    npolicy can -f cluster.yaml --from dev/frontend --to prod/database --port 8080/tcp
+
+  Many questions, one JSON object a line:
+    echo '{\"from\":\"prod/backend\",\"to\":\"prod/database\",\"protocol\":\"TCP\",\"port\":8080}' |
+      npolicy can -f manifests/ --batch
+
+Exit code: 0 allowed, 1 denied, 2 the question or the files cannot be used, 3 something in the files could not be read, so
+the answer is not certain. With --batch: 0, or 3.")]
+pub struct Args {
+    /// Manifests: a file, or a directory of .yaml, .yml and .json files; may be given several times
+    #[arg(short = 'f', long = "file", required = true, value_name = "PATH")]
+    files: Vec<PathBuf>,
+
+    /// Who connects: NAMESPACE/POD, node:NAME or ip:ADDRESS
+    #[arg(long, value_name = "END", required_unless_present = "batch", conflicts_with = "batch")]
+    from: Option<String>,
+
+    /// To whom: NAMESPACE/POD, node:NAME or ip:ADDRESS
+    #[arg(long, value_name = "END", required_unless_present = "batch", conflicts_with = "batch")]
+    to: Option<String>,
+
+    /// What is sent: 8080/tcp, 53/udp, 80/sctp or icmp
+    #[arg(long, value_name = "PORT/PROTOCOL", required_unless_present = "batch", conflicts_with = "batch")]
+    port: Option<String>,
+
+    /// Address family; by default the first of --from that both ends have
+    #[arg(long, value_enum, ignore_case = true, conflicts_with = "batch")]
+    family: Option<FamilyName>,
+
+    /// How to print the answer
+    #[arg(short = 'o', long, value_enum, default_value = "text", conflicts_with = "batch")]
+    output: Output,
+
+    /// Read questions from stdin, one JSON object a line, and answer each with one
+    ///
+    /// A question has `from`, `to`, `protocol` (TCP, UDP, SCTP or ICMP), `port` (not for ICMP) and, if it matters,
+    /// `family` (IPv4 or IPv6). An answer has `verdict` (Accept or Deny) and `reason`, or `error`.
+    #[arg(long)]
+    batch: bool,
+}
+
+/// How answers are printed.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// An address family on the command line.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum FamilyName {
+    /// IPv4.
+    #[value(name = "IPv4", alias = "4")]
+    V4,
+    /// IPv6.
+    #[value(name = "IPv6", alias = "6")]
+    V6,
+}
+
+impl From<FamilyName> for Family {
+    fn from(name: FamilyName) -> Self {
+        match name {
+            FamilyName::V4 => Self::V4,
+            FamilyName::V6 => Self::V6,
+        }
+    }
+}
 
 /// Runs the command; returns its exit code.
-pub fn run(_args: Args) -> anyhow::Result<u8> {
-    anyhow::bail!("under construction")
+pub fn run(args: Args) -> anyhow::Result<u8> {
+    let (mut engine, is_certain) = load(&args.files)?;
+    if args.batch {
+        let answered =
+            batch(&mut engine, io::stdin().lock(), io::BufWriter::with_capacity(1 << 16, io::stdout().lock()));
+        return match answered {
+            // Whoever reads the answers has seen enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(exit::OK),
+            Err(error) => Err(error).context("answer questions from stdin"),
+            Ok(()) => Ok(if is_certain { exit::OK } else { exit::UNKNOWN }),
+        };
+    }
+    let question = Question {
+        from: parse_end(args.from.as_deref().unwrap_or_default()).context("--from")?,
+        to: parse_end(args.to.as_deref().unwrap_or_default()).context("--to")?,
+        protocol: parse_protocol(args.port.as_deref().unwrap_or_default()).context("--port")?,
+        family: args.family.map(Family::from),
+    };
+    let answer = match engine.ask(&question) {
+        Ok(answer) => answer,
+        // The files are fine, yet the answer depends on what they do not say.
+        Err(error @ Unanswerable::AddressDecides(_)) => {
+            anstream::eprintln!("npolicy: {error}");
+            return Ok(exit::UNKNOWN);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    match args.output {
+        Output::Text => print_text(&question, &answer),
+        Output::Json => anstream::println!("{}", answer_json(&question, &answer)),
+    }
+    Ok(match (is_certain, answer.verdict) {
+        (false, _) => exit::UNKNOWN,
+        (true, Verdict::Accept) => exit::OK,
+        (true, Verdict::Deny) => exit::DENIED,
+    })
+}
+
+/// Reads manifests, says on stderr what is wrong with them, and compiles them. Also returns whether every object could be
+/// read, so that answers are certain.
+pub(super) fn load(files: &[PathBuf]) -> anyhow::Result<(Engine, bool)> {
+    let manifests = Manifests::read(files)?;
+    let state = manifests.state();
+    for diagnostic in manifests.diagnostics().iter().chain(&state.diagnose_addresses()) {
+        anstream::eprintln!("{diagnostic}");
+    }
+    Ok((Engine::new(state), manifests.is_certain()))
+}
+
+fn print_text(question: &Question, answer: &Answer) {
+    let verdict = match answer.verdict {
+        Verdict::Accept => super::style::accepted("Accept"),
+        Verdict::Deny => super::style::denied("Deny"),
+    };
+    let family = match answer.family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    };
+    anstream::println!("{verdict}  {} -> {}  {} over {family}", question.from, question.to, question.protocol);
+    if answer.judgements.is_empty() {
+        anstream::println!("  {}", reason(answer));
+    }
+    for judgement in &answer.judgements {
+        let direction = match judgement.direction {
+            Direction::Egress => "egress of",
+            Direction::Ingress => "ingress of",
+        };
+        let verdict = match judgement.verdict {
+            Verdict::Accept => super::style::accepted("accepts"),
+            Verdict::Deny => super::style::denied("denies"),
+        };
+        anstream::println!("  {direction} {} {verdict}: {}", judgement.subject, decision_text(&judgement.explanation));
+        if !judgement.explanation.isolated_by.is_empty() {
+            let policies: Vec<_> = judgement.explanation.isolated_by.iter().map(ToString::to_string).collect();
+            anstream::println!("    isolated by {}", policies.join(", "));
+        }
+    }
+}
+
+/// Answers each line of `questions` with one line, in order.
+fn batch(engine: &mut Engine, mut questions: impl BufRead, mut answers: impl Write) -> io::Result<()> {
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if questions.read_until(b'\n', &mut line)? == 0 {
+            return answers.flush();
+        }
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        answer_line(engine, &line, &mut answers)?;
+    }
+}
+
+fn answer_line(engine: &mut Engine, line: &[u8], out: &mut impl Write) -> io::Result<()> {
+    #[derive(serde::Serialize)]
+    struct Line<'a> {
+        verdict: &'a str,
+        reason: &'a str,
+    }
+    #[derive(serde::Serialize)]
+    struct Refusal<'a> {
+        error: &'a str,
+    }
+    let answered = parse_question(line).and_then(|question| {
+        let answer = engine.ask(&question).map_err(|error| error.to_string())?;
+        Ok((answer.verdict, reason(&answer)))
+    });
+    match answered {
+        Ok((verdict, reason)) => {
+            let verdict = match verdict {
+                Verdict::Accept => "Accept",
+                Verdict::Deny => "Deny",
+            };
+            serde_json::to_writer(&mut *out, &Line { verdict, reason: &reason })?;
+        }
+        Err(error) => serde_json::to_writer(&mut *out, &Refusal { error: &error })?,
+    }
+    out.write_all(b"\n")
 }

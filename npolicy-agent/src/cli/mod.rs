@@ -4,6 +4,8 @@ pub mod agent;
 pub mod can;
 pub mod demo;
 pub mod matrix;
+mod question;
+mod style;
 
 use std::process::ExitCode;
 

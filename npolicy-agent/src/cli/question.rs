@@ -1,0 +1,199 @@
+//! Questions and answers as people and scripts write them.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use npolicy_common::{Direction, Family, Verdict};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::compile::{Answer, Decision, End, Explanation, Protocol, Question};
+use crate::model::PodKey;
+
+/// A part of a question that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum QuestionError {
+    #[error("Services are not read yet: {0:?} cannot be asked about")]
+    Service(String),
+    #[error("{0:?} is not an IP address")]
+    Address(String),
+    #[error("{0:?} is no end, expected NAMESPACE/POD, node:NAME or ip:ADDRESS")]
+    End(String),
+    #[error("{0:?} is no port, expected 8080/tcp, 53/udp, 80/sctp or icmp")]
+    Port(String),
+    #[error("unknown protocol {0:?}, expected TCP, UDP, SCTP or ICMP")]
+    Protocol(String),
+    #[error("{0} needs a `port` from 1 to 65535")]
+    NoPort(String),
+    #[error("ICMP has no ports, leave out `port`")]
+    PortOfIcmp,
+    #[error("unknown family {0:?}, expected IPv4 or IPv6")]
+    Family(String),
+}
+
+/// Reads `NAMESPACE/POD`, `node:NAME` or `ip:ADDRESS`.
+pub(super) fn parse_end(text: &str) -> Result<End, QuestionError> {
+    if let Some(name) = text.strip_prefix("node:").filter(|name| !name.is_empty()) {
+        return Ok(End::Node(name.into()));
+    }
+    if let Some(address) = text.strip_prefix("ip:") {
+        let address = IpAddr::from_str(address).map_err(|_| QuestionError::Address(address.to_owned()))?;
+        return Ok(End::Address(address.to_canonical()));
+    }
+    if text.starts_with("svc:") {
+        return Err(QuestionError::Service(text.to_owned()));
+    }
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok(End::Pod(PodKey { namespace: namespace.into(), name: name.into() }))
+        }
+        _ => Err(QuestionError::End(text.to_owned())),
+    }
+}
+
+/// Reads `8080/tcp`, `53/udp`, `80/sctp` or `icmp`, in either case.
+pub(super) fn parse_protocol(text: &str) -> Result<Protocol, QuestionError> {
+    if text.eq_ignore_ascii_case("icmp") {
+        return Ok(Protocol::Icmp);
+    }
+    let malformed = || QuestionError::Port(text.to_owned());
+    let (port, protocol) = text.split_once('/').ok_or_else(malformed)?;
+    let port = port.parse().map_err(|_| malformed())?;
+    if protocol.eq_ignore_ascii_case("icmp") {
+        return Err(malformed());
+    }
+    protocol_of(protocol, Some(port)).map_err(|_| malformed())
+}
+
+fn protocol_of(name: &str, port: Option<i64>) -> Result<Protocol, QuestionError> {
+    let port = || {
+        let number = port.and_then(|port| u16::try_from(port).ok()).filter(|&port| port > 0);
+        number.ok_or_else(|| QuestionError::NoPort(name.to_owned()))
+    };
+    match name {
+        _ if name.eq_ignore_ascii_case("TCP") => Ok(Protocol::Tcp(port()?)),
+        _ if name.eq_ignore_ascii_case("UDP") => Ok(Protocol::Udp(port()?)),
+        _ if name.eq_ignore_ascii_case("SCTP") => Ok(Protocol::Sctp(port()?)),
+        _ if name.eq_ignore_ascii_case("ICMP") => Ok(Protocol::Icmp),
+        _ => Err(QuestionError::Protocol(name.to_owned())),
+    }
+}
+
+/// Reads one line of a batch.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub(super) fn parse_question(line: &[u8]) -> Result<Question, String> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Line<'a> {
+        #[serde(borrow)]
+        from: std::borrow::Cow<'a, str>,
+        #[serde(borrow)]
+        to: std::borrow::Cow<'a, str>,
+        #[serde(borrow)]
+        protocol: std::borrow::Cow<'a, str>,
+        port: Option<i64>,
+        #[serde(borrow)]
+        family: Option<std::borrow::Cow<'a, str>>,
+    }
+    let line: Line<'_> = serde_json::from_slice(line).map_err(|error| format!("not a question: {error}"))?;
+    let read = || -> Result<Question, QuestionError> {
+        let protocol = protocol_of(&line.protocol, line.port)?;
+        if protocol == Protocol::Icmp && line.port.is_some() {
+            return Err(QuestionError::PortOfIcmp);
+        }
+        let family = match line.family.as_deref() {
+            None => None,
+            Some("IPv4") => Some(Family::V4),
+            Some("IPv6") => Some(Family::V6),
+            Some(other) => return Err(QuestionError::Family(other.to_owned())),
+        };
+        Ok(Question { from: parse_end(&line.from)?, to: parse_end(&line.to)?, protocol, family })
+    };
+    read().map_err(|error| error.to_string())
+}
+
+/// Says in one line why the answer is what it is: what the end says that denies, else what each end says.
+pub(super) fn reason(answer: &Answer) -> String {
+    if answer.is_self {
+        return "a pod always reaches itself".to_owned();
+    }
+    let Some(last) = answer.judgements.last() else { return "policy applies to neither end".to_owned() };
+    match answer.judgements.iter().find(|judgement| judgement.verdict == Verdict::Deny) {
+        Some(denying) => step_text(denying),
+        None if answer.judgements.len() == 1 => step_text(last),
+        None => answer.judgements.iter().map(step_text).collect::<Vec<_>>().join("; "),
+    }
+}
+
+fn step_text(judgement: &crate::compile::Judgement) -> String {
+    let direction = direction_text(judgement.direction);
+    format!("{direction} of {}: {}", judgement.subject, decision_text(&judgement.explanation))
+}
+
+const fn direction_text(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "ingress",
+        Direction::Egress => "egress",
+    }
+}
+
+/// Says why one end accepts or denies.
+pub(super) fn decision_text(explanation: &Explanation) -> impl fmt::Display {
+    match &explanation.decision {
+        Decision::NotGoverned => "no policy isolates it".to_owned(),
+        Decision::OwnNode => "its own node always may".to_owned(),
+        Decision::Accepted(accepted) => format!("accepted by {accepted}"),
+        Decision::Denied(miss) => format!("no rule accepts it; nearest is {miss}"),
+    }
+}
+
+/// The answer with everything that is known about it.
+pub(super) fn answer_json(question: &Question, answer: &Answer) -> serde_json::Value {
+    let (protocol, port) = match question.protocol {
+        Protocol::Tcp(port) => ("TCP", Some(port)),
+        Protocol::Udp(port) => ("UDP", Some(port)),
+        Protocol::Sctp(port) => ("SCTP", Some(port)),
+        Protocol::Icmp => ("ICMP", None),
+    };
+    let steps = answer.judgements.iter().map(|judgement| {
+        let explanation = &judgement.explanation;
+        let mut step = json!({
+            "direction": direction_text(judgement.direction),
+            "subject": judgement.subject.to_string(),
+            "verdict": verdict_text(judgement.verdict),
+            "isolated_by": explanation.isolated_by.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        });
+        match &explanation.decision {
+            Decision::NotGoverned | Decision::OwnNode => {}
+            Decision::Accepted(accepted) => {
+                step["accepted_by"] =
+                    json!({"policy": accepted.policy.to_string(), "rule": accepted.rule, "peer": accepted.peer});
+            }
+            Decision::Denied(miss) => {
+                step["nearest_miss"] = json!({"policy": miss.policy.to_string(), "text": miss.text});
+            }
+        }
+        step
+    });
+    json!({
+        "from": question.from.to_string(),
+        "to": question.to.to_string(),
+        "protocol": protocol,
+        "port": port,
+        "family": match answer.family { Family::V4 => "IPv4", Family::V6 => "IPv6" },
+        "verdict": verdict_text(answer.verdict),
+        "reason": reason(answer),
+        "steps": steps.collect::<Vec<_>>(),
+    })
+}
+
+/// The verdict's name in JSON.
+pub(super) const fn verdict_text(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Accept => "Accept",
+        Verdict::Deny => "Deny",
+    }
+}
