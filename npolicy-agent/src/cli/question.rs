@@ -152,12 +152,7 @@ pub(super) fn decision_text(explanation: &Explanation) -> impl fmt::Display {
 
 /// The answer with everything that is known about it.
 pub(super) fn answer_json(question: &Question, answer: &Answer) -> serde_json::Value {
-    let (protocol, port) = match question.protocol {
-        Protocol::Tcp(port) => ("TCP", Some(port)),
-        Protocol::Udp(port) => ("UDP", Some(port)),
-        Protocol::Sctp(port) => ("SCTP", Some(port)),
-        Protocol::Icmp => ("ICMP", None),
-    };
+    let (protocol, port) = protocol_parts(question.protocol);
     let steps = answer.judgements.iter().map(|judgement| {
         let explanation = &judgement.explanation;
         let mut step = json!({
@@ -188,6 +183,16 @@ pub(super) fn answer_json(question: &Question, answer: &Answer) -> serde_json::V
         "reason": reason(answer),
         "steps": steps.collect::<Vec<_>>(),
     })
+}
+
+/// The protocol's name in JSON, and its port if it has ports.
+pub(super) const fn protocol_parts(protocol: Protocol) -> (&'static str, Option<u16>) {
+    match protocol {
+        Protocol::Tcp(port) => ("TCP", Some(port)),
+        Protocol::Udp(port) => ("UDP", Some(port)),
+        Protocol::Sctp(port) => ("SCTP", Some(port)),
+        Protocol::Icmp => ("ICMP", None),
+    }
 }
 
 /// The verdict's name in JSON.

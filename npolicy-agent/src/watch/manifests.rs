@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde_saphyr::{MessageFormatter, UserMessageFormatter};
+
 use super::objects::{Tree, read_document};
 use crate::model::{ClusterState, Diagnostic, Event, Object, ObjectKey, Place, PolicyKey, Severity};
 
@@ -242,7 +244,8 @@ fn parse(document: &str) -> Result<Option<Tree>, (u32, String)> {
         Ok(tree) => Ok(Some(tree)),
         Err(error) => {
             let line = error.location().map_or(1, |place| u32::try_from(place.line()).unwrap_or(u32::MAX)).max(1);
-            Err((line, error.to_string()))
+            // The message alone: it would name lines of the document, not of the file.
+            Err((line, UserMessageFormatter.format_message(&error).escape_debug().to_string()))
         }
     }
 }
