@@ -1,5 +1,7 @@
 //! Builders, harness and scenarios of the suites.
 
+pub mod cases;
+
 use std::{
     io::{self, Write as _},
     thread,

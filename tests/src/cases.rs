@@ -1,0 +1,132 @@
+//! The cases under `cases/`: clusters as files, and questions with the right answers.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use npolicy_agent::compile::{End, Protocol, Question};
+use npolicy_agent::model::PodKey;
+use npolicy_common::Family;
+use serde::{Deserialize, Serialize};
+
+/// One cluster and what is asked of it.
+#[derive(Debug)]
+pub struct Case {
+    /// Like `practice/R01-and-or-dash`.
+    pub name: String,
+    /// The manifests.
+    pub files: Vec<PathBuf>,
+    /// The questions, in order.
+    pub rows: Vec<Row>,
+}
+
+/// One question and its answer.
+#[derive(Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Row {
+    /// Who connects.
+    pub from: String,
+    /// To whom.
+    pub to: String,
+    /// `TCP`, `UDP`, `SCTP` or `ICMP`.
+    pub protocol: String,
+    /// Absent for ICMP.
+    pub port: Option<u16>,
+    /// `IPv4` or `IPv6`, if it matters.
+    pub family: Option<String>,
+    /// `Accept`, `Deny` or `error`.
+    pub expect: String,
+    /// For whoever reads a failure.
+    #[serde(default)]
+    pub why: String,
+}
+
+/// A question as `npolicy can --batch` reads it.
+#[derive(Serialize)]
+struct Line<'a> {
+    from: &'a str,
+    to: &'a str,
+    protocol: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    family: Option<&'a str>,
+}
+
+impl Row {
+    /// The question as a line of JSON.
+    pub fn line(&self) -> String {
+        let Self { from, to, protocol, port, family, expect: _, why: _ } = self;
+        let line = Line { from, to, protocol, port: *port, family: family.as_deref() };
+        serde_json::to_string(&line).expect("a question is JSON")
+    }
+
+    /// The question as the engine takes it.
+    ///
+    /// # Panics
+    ///
+    /// On a question that is not one.
+    pub fn question(&self) -> Question {
+        let port = || self.port.expect("TCP, UDP and SCTP need a port");
+        Question {
+            from: end(&self.from),
+            to: end(&self.to),
+            protocol: match &*self.protocol {
+                "TCP" => Protocol::Tcp(port()),
+                "UDP" => Protocol::Udp(port()),
+                "SCTP" => Protocol::Sctp(port()),
+                "ICMP" => Protocol::Icmp,
+                other => panic!("unknown protocol {other}"),
+            },
+            family: self.family.as_deref().map(|family| match family {
+                "IPv4" => Family::V4,
+                "IPv6" => Family::V6,
+                other => panic!("unknown family {other}"),
+            }),
+        }
+    }
+}
+
+fn end(text: &str) -> End {
+    match (text.strip_prefix("node:"), text.strip_prefix("ip:"), text.split_once('/')) {
+        (Some(name), _, _) => End::Node(name.into()),
+        (_, Some(address), _) => End::Address(address.parse().expect("an IP address")),
+        (_, _, Some((namespace, name))) => End::Pod(PodKey { namespace: namespace.into(), name: name.into() }),
+        _ => panic!("{text:?} is no end"),
+    }
+}
+
+/// Every case, ascending by name.
+///
+/// # Errors
+///
+/// A folder that does not hold a case.
+pub fn all() -> anyhow::Result<Vec<Case>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases");
+    let mut cases = Vec::new();
+    for (group, cluster) in [("practice", None), ("worked", Some("cluster.yaml"))] {
+        let group_folder = root.join(group);
+        let mut folders = Vec::new();
+        for entry in fs::read_dir(&group_folder).with_context(|| group_folder.display().to_string())? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            }
+        }
+        folders.sort();
+        for folder in folders {
+            let questions = folder.join("questions.jsonl");
+            let text = fs::read_to_string(&questions).with_context(|| questions.display().to_string())?;
+            let mut rows = Vec::new();
+            for (line, row) in (1..).zip(text.lines()) {
+                rows.push(serde_json::from_str(row).with_context(|| format!("{}:{line}", questions.display()))?);
+            }
+            ensure!(!rows.is_empty(), "{} is empty", questions.display());
+            let own = if cluster.is_some() { "policy.yaml" } else { "world.yaml" };
+            let files = cluster.map(|file| group_folder.join(file)).into_iter().chain([folder.join(own)]).collect();
+            let name = folder.file_name().expect("a folder has a name").to_string_lossy();
+            cases.push(Case { name: format!("{group}/{name}"), files, rows });
+        }
+    }
+    Ok(cases)
+}
