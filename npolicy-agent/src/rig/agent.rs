@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -76,7 +76,7 @@ impl AgentProcess {
             .process_group(0);
         // A file of an earlier agent would be taken for this one's.
         match fs::remove_file(&options.ready_file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).attempt(|| format!("remove {}", options.ready_file.display()));
             }
             _ => {}
@@ -115,9 +115,7 @@ impl AgentProcess {
     pub fn wait_published(&self, patience: Duration, enough: impl Fn(&Ready) -> bool) -> Result<Ready> {
         let deadline = Instant::now() + patience;
         loop {
-            // A file that is missing or half written is read again.
-            let published =
-                fs::read(&self.options.ready_file).ok().and_then(|text| serde_json::from_slice::<Ready>(&text).ok());
+            let published = self.published()?;
             match published {
                 Some(published) if enough(&published) => return Ok(published),
                 last => {
@@ -135,9 +133,15 @@ impl AgentProcess {
         }
     }
 
-    /// What it last said it has published.
-    pub fn published(&self) -> Option<Ready> {
-        serde_json::from_slice(&fs::read(&self.options.ready_file).ok()?).ok()
+    /// What it last said it has published, if anything.
+    pub fn published(&self) -> Result<Option<Ready>> {
+        let path = &self.options.ready_file;
+        let text = match fs::read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            text => text.attempt(|| format!("read {}", path.display()))?,
+        };
+        let ready = serde_json::from_slice(&text).map_err(io::Error::from);
+        ready.attempt(|| format!("read {}", path.display())).map(Some)
     }
 
     /// Whether the process is gone.
