@@ -2,10 +2,11 @@
 
 pub mod cases;
 
-use std::{
-    io::{self, Write as _},
-    thread,
-};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::thread;
 
 /// Whether a test can run here: `missing` names what this machine lacks, if anything. Then the reason is printed and the
 /// test is to return at once.
@@ -28,4 +29,22 @@ pub fn require(missing: Option<&str>) -> bool {
 #[track_caller]
 pub fn require_root() -> bool {
     require((!rustix::process::geteuid().is_root()).then_some("network namespaces take root"))
+}
+
+/// The `npolicy` binary that belongs to the running tests, built first.
+pub fn npolicy_binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let test = std::env::current_exe().expect("a path to the test");
+        // target/PROFILE/deps/TEST
+        let profile = test.ancestors().nth(2).expect("a profile's directory");
+        let target = profile.parent().expect("a target directory");
+        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        // The whole workspace decides the features, as for the tests: what they have built serves here too.
+        build.args(["build", "--quiet", "--locked", "--workspace", "--bin", "npolicy", "--target-dir"]);
+        build.arg(target).args(profile.ends_with("release").then_some("--release"));
+        let built = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo");
+        assert!(built.success(), "npolicy does not build");
+        profile.join("npolicy")
+    })
 }
