@@ -33,6 +33,8 @@ const COMMON_HEADER: usize = 12;
 const INIT: u8 = 1;
 const INIT_ACK: u8 = 2;
 const ABORT: u8 = 6;
+/// Tag that both ends name. Connection tracking on the way drops answers without it.
+const INITIATE_TAG: u32 = 1;
 
 /// Next source port of a raw exchange: two at a time must not share one.
 static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
@@ -147,15 +149,16 @@ impl Packet {
         let mut bytes = Vec::with_capacity(32);
         bytes.extend(self.from.to_be_bytes());
         bytes.extend(self.to.to_be_bytes());
-        // An INIT goes under the verification tag 0.
-        bytes.extend([0; 4]);
+        // An INIT goes under the verification tag 0, an answer under the tag that the INIT names.
+        let verification_tag: u32 = if self.chunk == INIT { 0 } else { INITIATE_TAG };
+        bytes.extend(verification_tag.to_be_bytes());
         bytes.extend([0; 4]);
         if self.chunk == ABORT {
             bytes.extend([ABORT, 0, 0, 4]);
         } else {
             bytes.extend([self.chunk, 0, 0, 20]);
             // Initiate tag, receiver window, streams out, streams in, first sequence number.
-            bytes.extend(1_u32.to_be_bytes());
+            bytes.extend(INITIATE_TAG.to_be_bytes());
             bytes.extend(65_535_u32.to_be_bytes());
             bytes.extend(1_u16.to_be_bytes());
             bytes.extend(1_u16.to_be_bytes());
