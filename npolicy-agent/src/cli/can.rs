@@ -7,7 +7,7 @@ use anyhow::Context;
 use npolicy_common::{Direction, Family, Verdict};
 
 use super::exit;
-use super::question::{answer_json, decision_text, parse_end, parse_protocol, parse_question, reason};
+use super::question::{AnswerLine, decision_text, parse_end, parse_protocol, parse_question, reason};
 use crate::compile::{Answer, Engine, Question, Unanswerable};
 use crate::watch::manifests::Manifests;
 
@@ -124,7 +124,7 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
     };
     match args.output {
         Output::Text => print_text(&question, &answer),
-        Output::Json => anstream::println!("{}", answer_json(&question, &answer)),
+        Output::Json => anstream::println!("{}", serde_json::to_string(&AnswerLine::new(&question, &answer))?),
     }
     Ok(match (is_certain, answer.verdict) {
         (false, _) => exit::UNKNOWN,

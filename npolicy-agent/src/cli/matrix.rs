@@ -121,6 +121,7 @@ fn print_table(
     for column in table.column_iter_mut() {
         column.set_padding((0, 3));
     }
+    table.style_text_only();
     anstream::println!("{}\n\n{protocol}: . accepted {accepted}, X denied {denied}", table.trim_fmt());
     if unknown > 0 {
         anstream::println!("? {unknown} without an answer (npolicy can says why)");

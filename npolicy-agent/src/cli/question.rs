@@ -5,10 +5,9 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use npolicy_common::{Direction, Family, Verdict};
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 
-use crate::compile::{Answer, Decision, End, Explanation, Protocol, Question};
+use crate::compile::{Answer, Decision, End, Explanation, Judgement, Protocol, Question};
 use crate::model::PodKey;
 
 /// A part of a question that cannot be read.
@@ -128,7 +127,7 @@ pub(super) fn reason(answer: &Answer) -> String {
     }
 }
 
-fn step_text(judgement: &crate::compile::Judgement) -> String {
+fn step_text(judgement: &Judgement) -> String {
     let direction = direction_text(judgement.direction);
     format!("{direction} of {}: {}", judgement.subject, decision_text(&judgement.explanation))
 }
@@ -150,39 +149,90 @@ pub(super) fn decision_text(explanation: &Explanation) -> impl fmt::Display {
     }
 }
 
-/// The answer with everything that is known about it.
-pub(super) fn answer_json(question: &Question, answer: &Answer) -> serde_json::Value {
-    let (protocol, port) = protocol_parts(question.protocol);
-    let steps = answer.judgements.iter().map(|judgement| {
-        let explanation = &judgement.explanation;
-        let mut step = json!({
-            "direction": direction_text(judgement.direction),
-            "subject": judgement.subject.to_string(),
-            "verdict": verdict_text(judgement.verdict),
-            "isolated_by": explanation.isolated_by.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        });
-        match &explanation.decision {
-            Decision::NotGoverned | Decision::OwnNode => {}
+/// An answer in JSON, with everything that is known about it.
+#[derive(Serialize)]
+pub(super) struct AnswerLine {
+    from: String,
+    to: String,
+    protocol: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    family: &'static str,
+    verdict: &'static str,
+    reason: String,
+    steps: Vec<StepLine>,
+}
+
+/// What one end says, in JSON.
+#[derive(Serialize)]
+struct StepLine {
+    direction: &'static str,
+    subject: String,
+    verdict: &'static str,
+    isolated_by: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accepted_by: Option<AcceptedLine>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nearest_miss: Option<MissLine>,
+}
+
+/// The rule that accepts, in JSON.
+#[derive(Serialize)]
+struct AcceptedLine {
+    policy: String,
+    rule: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer: Option<usize>,
+}
+
+/// The rule that came nearest, in JSON.
+#[derive(Serialize)]
+struct MissLine {
+    policy: String,
+    text: String,
+}
+
+impl AnswerLine {
+    pub(super) fn new(question: &Question, answer: &Answer) -> Self {
+        let (protocol, port) = protocol_parts(question.protocol);
+        Self {
+            from: question.from.to_string(),
+            to: question.to.to_string(),
+            protocol,
+            port,
+            family: match answer.family {
+                Family::V4 => "IPv4",
+                Family::V6 => "IPv6",
+            },
+            verdict: verdict_text(answer.verdict),
+            reason: reason(answer),
+            steps: answer.judgements.iter().map(StepLine::new).collect(),
+        }
+    }
+}
+
+impl StepLine {
+    fn new(judgement: &Judgement) -> Self {
+        let Judgement { direction, subject, verdict, explanation } = judgement;
+        let (accepted_by, nearest_miss) = match &explanation.decision {
+            Decision::NotGoverned | Decision::OwnNode => (None, None),
             Decision::Accepted(accepted) => {
-                step["accepted_by"] =
-                    json!({"policy": accepted.policy.to_string(), "rule": accepted.rule, "peer": accepted.peer});
+                let policy = accepted.policy.to_string();
+                (Some(AcceptedLine { policy, rule: accepted.rule, peer: accepted.peer }), None)
             }
             Decision::Denied(miss) => {
-                step["nearest_miss"] = json!({"policy": miss.policy.to_string(), "text": miss.text});
+                (None, Some(MissLine { policy: miss.policy.to_string(), text: miss.text.clone() }))
             }
+        };
+        Self {
+            direction: direction_text(*direction),
+            subject: subject.to_string(),
+            verdict: verdict_text(*verdict),
+            isolated_by: explanation.isolated_by.iter().map(ToString::to_string).collect(),
+            accepted_by,
+            nearest_miss,
         }
-        step
-    });
-    json!({
-        "from": question.from.to_string(),
-        "to": question.to.to_string(),
-        "protocol": protocol,
-        "port": port,
-        "family": match answer.family { Family::V4 => "IPv4", Family::V6 => "IPv6" },
-        "verdict": verdict_text(answer.verdict),
-        "reason": reason(answer),
-        "steps": steps.collect::<Vec<_>>(),
-    })
+    }
 }
 
 /// The protocol's name in JSON, and its port if it has ports.

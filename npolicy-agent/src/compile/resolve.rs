@@ -10,14 +10,20 @@ use super::intern::{Interner, PeerContent};
 use super::plan::{PeerId, PortNameId};
 use super::ports::{Bundle, PortSet};
 use super::ruleset::{Accepts, Ruleset};
-use crate::model::{ClusterState, NamedPort, NetworkPolicy, Peers, Pod, PortEntry, Ports, Rule};
+use crate::model::{ClusterState, Labels, NamedPort, NetworkPolicy, Peers, Pod, PortEntry, Ports, Rule};
+
+/// All that a pod's rulesets depend on: its namespace, labels and named ports.
+type Alike<'a> = (&'a str, &'a Labels, &'a [NamedPort]);
+
+/// Port names to be looked up on the peer.
+type Names = BTreeSet<(PortNameId, FlowProtocol)>;
 
 /// Makes rulesets, and remembers what they mention.
 pub(super) struct Resolver<'a> {
     state: &'a ClusterState,
     interner: &'a mut Interner,
     /// Rulesets by what they depend on: pods with equal labels and ports in a namespace share them.
-    known: FxHashMap<(&'a str, &'a crate::model::Labels, &'a [NamedPort]), [Arc<Ruleset>; 2]>,
+    known: FxHashMap<Alike<'a>, [Arc<Ruleset>; 2]>,
     /// Rulesets by content.
     rulesets: FxHashMap<Arc<Ruleset>, ()>,
     /// Peers that occur in some ruleset.
@@ -59,8 +65,7 @@ impl<'a> Resolver<'a> {
     /// One direction. Isolated as soon as one policy has rules for it, be they none; accepted is the union of all rules.
     fn ruleset(&mut self, direction: Direction, pod: &Pod, policies: &[&Arc<NetworkPolicy>]) -> Ruleset {
         let mut isolated = false;
-        let mut accepts: BTreeMap<Option<Vec<PeerId>>, (Bundle, BTreeSet<(PortNameId, FlowProtocol)>)> =
-            BTreeMap::new();
+        let mut accepts: BTreeMap<Option<Vec<PeerId>>, (Bundle, Names)> = BTreeMap::new();
         for policy in policies {
             let Some(rules) = policy.rules(direction) else { continue };
             isolated = true;
@@ -103,12 +108,7 @@ impl<'a> Resolver<'a> {
     }
 
     /// A name means the destination pod's number: on ingress that is the subject, known here; on egress it is the peer.
-    fn resolve_ports(
-        &mut self,
-        ports: &Ports,
-        direction: Direction,
-        pod: &Pod,
-    ) -> (Bundle, BTreeSet<(PortNameId, FlowProtocol)>) {
+    fn resolve_ports(&mut self, ports: &Ports, direction: Direction, pod: &Pod) -> (Bundle, Names) {
         let Ports::Of(entries) = ports else { return (Bundle::everything(), BTreeSet::new()) };
         let mut bundle = Bundle::nothing();
         let mut names = BTreeSet::new();

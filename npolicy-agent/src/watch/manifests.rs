@@ -229,6 +229,14 @@ fn has_content(line: &str) -> bool {
     !(line.is_empty() || line == "---" || line == "..." || line.starts_with('#') || line.starts_with('%'))
 }
 
+#[cfg(test)]
+impl Tree {
+    /// Parses one document of a test.
+    pub(super) fn from_yaml(document: &str) -> Self {
+        parse(document).unwrap_or_else(|(line, problem)| panic!("{line}: {problem}\n{document}")).expect("content")
+    }
+}
+
 /// Parses one document; `None`: it holds nothing. An error comes with its line.
 fn parse(document: &str) -> Result<Option<Tree>, (u32, String)> {
     let mut budget = serde_saphyr::Budget::default();
@@ -239,13 +247,15 @@ fn parse(document: &str) -> Result<Option<Tree>, (u32, String)> {
     let mut options = serde_saphyr::Options::default();
     options.budget = Some(budget);
     options.with_snippet = false;
+    // As in YAML 1.2 and JSON: a pod may be called `y`, and what YAML 1.1 took for a truth value is text.
+    options.strict_booleans = true;
     match serde_saphyr::from_str_with_options::<Tree>(document, options) {
         Ok(tree) if tree.value == super::objects::Value::Null => Ok(None),
         Ok(tree) => Ok(Some(tree)),
         Err(error) => {
             let line = error.location().map_or(1, |place| u32::try_from(place.line()).unwrap_or(u32::MAX)).max(1);
             // The message alone: it would name lines of the document, not of the file.
-            Err((line, UserMessageFormatter.format_message(&error).escape_debug().to_string()))
+            Err((line, UserMessageFormatter.format_message(&error).replace(char::is_control, " ")))
         }
     }
 }

@@ -133,6 +133,11 @@ pub(super) fn read_pod(object: &At<'_>, report: &mut Report<'_>) -> Option<Pod> 
             match host.value() {
                 Value::Bool(true) => pod.network = PodNetwork::Host,
                 Value::Bool(false) => {}
+                // YAML 1.1, which kubectl reads, knows more words for it.
+                Value::Text(yes) if ["yes", "on", "y"].iter().any(|word| yes.eq_ignore_ascii_case(word)) => {
+                    pod.network = PodNetwork::Host;
+                }
+                Value::Text(no) if ["no", "off", "n"].iter().any(|word| no.eq_ignore_ascii_case(word)) => {}
                 other => {
                     report.broken(&host, NOT_READ, format!("must be true or false, not {other}"));
                 }

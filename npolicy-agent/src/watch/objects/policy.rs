@@ -141,30 +141,37 @@ fn read_rule(at: &At<'_>, [peers, other]: [&str; 2], report: &mut Report<'_>) ->
         let hint = if *at.value() == Value::Null { ", a rule that accepts everything is written {}" } else { "" };
         return Err(report.broken(at, RULE, format!("must be a map, not {}{hint}", at.value())));
     }
-    if let Some(wrong) = at.get(other) {
-        return Err(report.broken(&wrong, RULE, format!("unknown field `{other}`, did you mean `{peers}`?")));
+    // A broken rule is read to its end, so that every mistake in it is named.
+    let mut problem = at
+        .get(other)
+        .map(|wrong| report.broken(&wrong, RULE, format!("unknown field `{other}`, did you mean `{peers}`?")));
+    if problem.is_none() {
+        problem = report.unknown_fields(at, &[peers, "ports"], RULE);
     }
-    if let Some(problem) = report.unknown_fields(at, &[peers, "ports"], RULE) {
-        return Err(problem);
+    let peers = read_list(at, peers, report, read_peer, Peer::Broken);
+    let ports = read_list(at, "ports", report, read_port, PortEntry::Broken);
+    match (problem, peers, ports) {
+        (Some(problem), _, _) | (None, Err(problem), _) | (None, _, Err(problem)) => Err(problem),
+        (None, Ok(peers), Ok(ports)) => {
+            Ok(Rule::Accept { peers: peers.map_or(Peers::Any, Peers::Of), ports: ports.map_or(Ports::Any, Ports::Of) })
+        }
     }
-    let list = |key| -> Option<At<'_>> { at.get(key).filter(|list| list.items().is_none_or(|items| items.len() > 0)) };
-    let peers = match list(peers) {
-        None => Peers::Any,
-        Some(list) => match list.items() {
-            Some(items) => Peers::Of(items.map(|peer| read_peer(&peer, report).unwrap_or_else(Peer::Broken)).collect()),
-            None => return Err(report.broken(&list, RULE, format!("must be a list, not {}", list.value()))),
-        },
+}
+
+/// Reads the items of a rule's list; `None`: it is absent or empty. An item that is broken keeps its place.
+fn read_list<T>(
+    rule: &At<'_>,
+    key: &str,
+    report: &mut Report<'_>,
+    read: impl Fn(&At<'_>, &mut Report<'_>) -> Result<T, Arc<str>>,
+    broken: impl Fn(Arc<str>) -> T,
+) -> Result<Option<Vec<T>>, Arc<str>> {
+    let Some(list) = rule.get(key) else { return Ok(None) };
+    let Some(items) = list.items() else {
+        return Err(report.broken(&list, RULE, format!("must be a list, not {}", list.value())));
     };
-    let ports = match list("ports") {
-        None => Ports::Any,
-        Some(list) => match list.items() {
-            Some(items) => {
-                Ports::Of(items.map(|entry| read_port(&entry, report).unwrap_or_else(PortEntry::Broken)).collect())
-            }
-            None => return Err(report.broken(&list, RULE, format!("must be a list, not {}", list.value()))),
-        },
-    };
-    Ok(Rule::Accept { peers, ports })
+    let items: Vec<T> = items.map(|item| read(&item, report).unwrap_or_else(&broken)).collect();
+    Ok(if items.is_empty() { None } else { Some(items) })
 }
 
 fn read_peer(at: &At<'_>, report: &mut Report<'_>) -> Result<Peer, Arc<str>> {
