@@ -333,3 +333,6 @@ fn describe_label(who: &str, labels: &Labels, wanted: &Requirement) -> String {
         None => format!("{who} has no label {}, the rule wants {wanted}", wanted.key),
     }
 }
+
+#[cfg(test)]
+mod tests;

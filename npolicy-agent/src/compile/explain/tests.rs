@@ -1,0 +1,201 @@
+//! What is said about verdicts, and that rulesets and words never disagree.
+
+use expect_test::{Expect, expect};
+use npolicy_common::Direction::{self, Egress, Ingress};
+use npolicy_common::FlowProtocol::{self, Other, Tcp, Udp};
+
+use super::*;
+use crate::compile::{Bundle, Compiler, Peer as RowPeer, Scope};
+use crate::model::PodKey;
+use crate::watch::manifests::Manifests;
+
+const CLUSTER: &str = "
+kind: Namespace
+metadata: {name: dev, labels: {env: dev}}
+---
+kind: Pod
+metadata: {name: db, namespace: shop, labels: {app: db}}
+spec: {nodeName: n1, containers: [{name: main, ports: [{name: sql, containerPort: 5432}]}]}
+status: {podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}]}
+---
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec: {nodeName: n1}
+status: {podIPs: [{ip: 10.0.0.2}]}
+---
+kind: Pod
+metadata: {name: web, namespace: dev, labels: {app: web, tier: front}}
+spec: {nodeName: n2, containers: [{name: main, ports: [{name: http, containerPort: 8080}]}]}
+status: {podIPs: [{ip: 10.0.1.1}]}
+---
+kind: Node
+metadata: {name: n1}
+status: {addresses: [{type: InternalIP, address: 192.168.0.1}]}
+---
+kind: Node
+metadata: {name: n2}
+status: {addresses: [{type: InternalIP, address: 192.168.0.2}]}
+---
+";
+
+/// Explains the direction of a pod under a policy of its namespace, for several remote addresses and ports.
+#[track_caller]
+fn check(spec: &str, pod: &str, direction: Direction, asked: &[(&str, FlowProtocol, u16)], expected: Expect) {
+    let (namespace, name) = pod.split_once('/').unwrap();
+    let policy = format!("kind: NetworkPolicy\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {spec}\n");
+    let state = Manifests::from_text("t.yaml", &(CLUSTER.to_owned() + &policy)).state();
+    let key = PodKey { namespace: namespace.into(), name: name.into() };
+    let pod = state.pod(&key).unwrap();
+    let (plan, _) = Compiler::new(Scope::Everything).compile(&state);
+    let mut said = String::new();
+    for &(address, protocol, port) in asked {
+        let address = address.parse().unwrap();
+        let explanation = explain(&state, pod, direction, &Remote::at(&state, address), protocol, port);
+        let row: Bundle = plan.subjects[&key].ruleset(direction).row(RowPeer::Class(plan.class_of(address)));
+        let denies = matches!(explanation.decision, Decision::Denied(_));
+        assert_eq!(row.accepts(protocol, port), !denies, "ruleset and words: {explanation:?}");
+        let line = match explanation.decision {
+            Decision::NotGoverned => "not governed".to_owned(),
+            Decision::OwnNode => "own node".to_owned(),
+            Decision::Accepted(accepted) => format!("accepted by {accepted}"),
+            Decision::Denied(miss) => miss.to_string(),
+        };
+        said.push_str(&line);
+        said.push('\n');
+    }
+    expected.assert_eq(&said);
+}
+
+#[test]
+fn names_the_rule_and_the_peer_that_accept() {
+    check(
+        "{ingress: [{from: [{podSelector: {matchLabels: {app: api}}}]}, {from: [{ipBlock: {cidr: 10.9.0.0/16}}, {namespaceSelector: {}}], ports: [{port: sql}]}, {ports: [{protocol: UDP}]}]}",
+        "shop/db",
+        Ingress,
+        &[("10.0.0.2", Tcp, 5432), ("10.9.1.1", Tcp, 5432), ("203.0.113.7", Udp, 9)],
+        expect![[r#"
+            accepted by shop/p ingress[1].from[1]
+            accepted by shop/p ingress[1].from[0]
+            accepted by shop/p ingress[2]
+        "#]],
+    );
+    check(
+        "{policyTypes: [Egress]}",
+        "shop/db",
+        Ingress,
+        &[("10.0.0.2", Tcp, 5432)],
+        expect![[r#"
+        not governed
+    "#]],
+    );
+}
+
+#[test]
+fn names_the_one_change_that_would_be_needed() {
+    check(
+        "{ingress: [{from: [{namespaceSelector: {matchLabels: {env: prod}}}, {podSelector: {matchLabels: {app: web}}}, {ipBlock: {cidr: 10.0.0.0/8, except: [10.0.1.0/24]}}], ports: [{port: sql}, {port: 9000, endPort: 9009, protocol: UDP}]}]}",
+        "shop/db",
+        Ingress,
+        &[
+            ("10.0.0.2", Tcp, 80),
+            ("10.0.0.2", Udp, 5432),
+            ("10.0.0.2", Other, 0),
+            ("10.0.1.1", Tcp, 5432),
+            ("192.168.0.2", Tcp, 5432),
+            ("203.0.113.7", Tcp, 5432),
+            ("fd00::2", Tcp, 5432),
+            ("203.0.113.7", Tcp, 80),
+        ],
+        expect![[r#"
+            shop/p ingress[0].ports: the rule accepts sql/TCP (5432 on shop/db), 9000-9009/UDP
+            shop/p ingress[0].ports: the rule accepts sql/TCP (5432 on shop/db), 9000-9009/UDP
+            shop/p ingress[0].ports: a rule with ports accepts TCP, UDP and SCTP alone
+            shop/p ingress[0].from[0]: namespace dev has env=dev, the rule wants env=prod
+            shop/p ingress[0].from[2]: 192.168.0.2 is outside 10.0.0.0/8
+            shop/p ingress[0].from[2]: 203.0.113.7 is outside 10.0.0.0/8
+            shop/p ingress[0].from[2]: fd00::2 is not of the family of 10.0.0.0/8
+            shop/p ingress[0].from[2]: 203.0.113.7 is outside 10.0.0.0/8, and ingress[0].ports: the rule accepts sql/TCP (5432 on shop/db), 9000-9009/UDP
+        "#]],
+    );
+}
+
+#[test]
+fn names_every_label_that_differs() {
+    check(
+        "{ingress: [{from: [{namespaceSelector: {matchLabels: {env: prod}}, podSelector: {matchExpressions: [{key: app, operator: NotIn, values: [web, api]}, {key: tier, operator: DoesNotExist}, {key: x, operator: Exists}]}}]}]}",
+        "shop/db",
+        Ingress,
+        &[("10.0.1.1", Tcp, 1), ("203.0.113.7", Tcp, 1)],
+        expect![[r#"
+            shop/p ingress[0].from[0]: namespace dev has env=dev, the rule wants env=prod, and dev/web has app=web, the rule wants app other than api or web, and dev/web has tier=front, the rule wants no tier, and dev/web has no label x, the rule wants any x
+            shop/p ingress[0].from[0]: 203.0.113.7 is no pod, selectors match pods alone
+        "#]],
+    );
+}
+
+#[test]
+fn a_port_name_means_the_destination() {
+    check(
+        "{policyTypes: [Egress], egress: [{ports: [{port: http}, {port: sql, protocol: UDP}]}]}",
+        "shop/db",
+        Egress,
+        &[("10.0.1.1", Tcp, 8080), ("10.0.1.1", Tcp, 80), ("10.0.0.2", Tcp, 8080), ("203.0.113.7", Tcp, 8080)],
+        expect![[r#"
+            accepted by shop/p egress[0]
+            shop/p egress[0].ports: the rule accepts http/TCP (8080 on dev/web), sql/UDP (dev/web has no such port)
+            shop/p egress[0].ports: the rule accepts http/TCP (shop/web has no such port), sql/UDP (shop/web has no such port)
+            shop/p egress[0].ports: the rule accepts http/TCP (only pods have named ports), sql/UDP (only pods have named ports)
+        "#]],
+    );
+}
+
+#[test]
+fn a_broken_part_is_given_as_the_reason() {
+    check(
+        "{ingress: [{from: [{podSelectr: {}}], ports: [{port: 1}]}]}",
+        "shop/db",
+        Ingress,
+        &[("10.0.0.2", Tcp, 1)],
+        expect![[r#"
+            shop/p ingress[0].from[0]: the peer matches nothing: unknown field `podSelectr`, did you mean `podSelector`?
+        "#]],
+    );
+    check(
+        "{ingress: [{form: []}]}",
+        "shop/db",
+        Ingress,
+        &[("10.0.0.2", Tcp, 1)],
+        expect![[r#"
+        shop/p ingress[0]: the rule matches nothing: unknown field `form`, did you mean `from`?
+    "#]],
+    );
+    check(
+        "{ingress: [{ports: [{port: 0}]}]}",
+        "shop/db",
+        Ingress,
+        &[("10.0.0.2", Tcp, 1)],
+        expect![[r#"
+        shop/p ingress[0].ports: the rule accepts nothing (port 0 is outside 1 to 65535)
+    "#]],
+    );
+    check(
+        "{}",
+        "shop/db",
+        Ingress,
+        &[("10.0.0.2", Tcp, 1)],
+        expect![[r#"
+        shop/p has no ingress rule
+    "#]],
+    );
+}
+
+#[test]
+fn the_own_node_is_exempt_from_ingress_alone() {
+    let policy = "kind: NetworkPolicy\nmetadata: {name: p, namespace: shop}\nspec: {policyTypes: [Ingress, Egress]}\n";
+    let state = Manifests::from_text("t.yaml", &(CLUSTER.to_owned() + policy)).state();
+    let pod = state.pod(&PodKey { namespace: "shop".into(), name: "db".into() }).unwrap();
+    let address = "192.168.0.1".parse().unwrap();
+    let remote = Remote { is_own_node: true, ..Remote::at(&state, address) };
+    assert_eq!(explain(&state, pod, Ingress, &remote, Tcp, 1).decision, Decision::OwnNode);
+    assert!(matches!(explain(&state, pod, Egress, &remote, Tcp, 1).decision, Decision::Denied(_)));
+}
