@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use npolicy_agent::compile::{Bundle, Compiler, Engine, Peer, Plan, Scope};
+use npolicy_agent::compile::{Bundle, Compiler, End, Engine, Peer, Plan, Protocol, Question, Scope};
 use npolicy_agent::model::{ClusterState, Event, Object, PodKey};
 use npolicy_agent::watch::manifests::Manifests;
-use npolicy_common::{Direction, Verdict};
+use npolicy_common::{Direction, Family, Verdict};
 use npolicy_tests::cases::{self, Case};
 
 fn read(case: &Case) -> Manifests {
@@ -106,4 +106,37 @@ fn a_node_compiles_only_what_its_own_pods_need() {
         }
         assert_eq!(subjects, everything.subjects.len(), "{}: every pod is some node's", case.name);
     }
+}
+
+#[test]
+fn says_why_a_pod_cannot_be_asked_about() {
+    let pod = |name: &str, status: &str| format!("---\nkind: Pod\nmetadata: {{name: {name}}}\nstatus: {{{status}}}\n");
+    let text = [
+        pod("done", "phase: Succeeded, podIPs: [{ip: 10.0.0.1}]"),
+        pod("waits", "phase: Pending"),
+        pod("old", "phase: Running, startTime: '2026-01-01T00:00:00Z', podIPs: [{ip: 10.0.0.1}]"),
+        pod("new", "phase: Running, startTime: '2026-01-01T00:00:01Z', podIPs: [{ip: 10.0.0.1}]"),
+        pod("six", "phase: Running, podIPs: [{ip: 'fd00::1'}]"),
+        pod("planned", ""),
+    ]
+    .concat();
+    let mut engine = Engine::new(Manifests::from_text("t.yaml", &text).state());
+    let pod = |name: &str| End::Pod(PodKey { namespace: "default".into(), name: name.into() });
+    for (to, said) in [
+        ("done", "pod default/done has finished, it sends and receives nothing"),
+        ("waits", "pod default/waits has no address yet"),
+        ("old", "the address 10.0.0.1 of pod default/old belongs to a newer pod"),
+        ("nobody", "there is no pod default/nobody"),
+        ("new", ""),
+    ] {
+        let question = Question { from: pod("new"), to: pod(to), protocol: Protocol::Icmp, family: Some(Family::V4) };
+        let answered = engine.verdict(&question).map_err(|error| error.to_string());
+        assert_eq!(answered, if said.is_empty() { Ok(Verdict::Accept) } else { Err(said.to_owned()) }, "{to}");
+    }
+    // A pod that no cluster has run could have an address of either family; one that runs has what it has.
+    let mut question = Question { from: pod("planned"), to: pod("six"), protocol: Protocol::Icmp, family: None };
+    assert_eq!(engine.verdict(&question), Ok(Verdict::Accept));
+    question.from = pod("new");
+    let said = engine.verdict(&question).unwrap_err().to_string();
+    assert_eq!(said, "default/new and default/six have no address family in common");
 }
