@@ -179,6 +179,12 @@ impl FlowData {
         Self(self.0 & !Self::TIME_MASK | (time as u64) << Self::TIME_SHIFT & Self::TIME_MASK)
     }
 
+    /// The same entry, accepted again under a generation. The mask depends on it: see [`Self::mixed_bits`].
+    #[inline(always)]
+    pub const fn with_generation(self, generation: u32) -> Self {
+        Self(self.0 & !0xff_ffff | generation as u64 & 0xff_ffff)
+    }
+
     /// The same entry, its socket marked.
     #[inline(always)]
     pub const fn with_mark(self) -> Self {

@@ -1,1 +1,24 @@
+//! The packet path: what a pod's host-side interface does with every frame.
+//!
+//! In: a frame and the tables that the agent fills. Out: accept or deny, a count, at times an event, and the flow
+//! remembered. The code here is generic over [`Tables`] and [`Frame`] and knows no kernel: the BPF programs (`main.rs`,
+//! `maps.rs`) run it over the maps, the tests over a double.
 #![no_std]
+
+mod tables;
+
+mod class;
+mod events;
+mod flow;
+mod frames;
+mod parse;
+mod ruleset;
+mod verdict;
+
+pub use class::{class_of_ipv4, class_of_ipv6};
+pub use events::offer;
+pub use flow::{Address, Ports, insert};
+pub use parse::{Careful, Frame, Kind, Packet, plain4, plain6};
+pub use ruleset::accepts;
+pub use tables::{Bucket, Line, Listing, Tables};
+pub use verdict::{from_endpoint, to_endpoint};

@@ -1,0 +1,503 @@
+//! The maps, and [`Tables`] and [`Frame`] over them. BPF target only.
+//!
+//! Maps that the agent fills are mapped arrays: it stores, the programs load, and the verifier inlines each lookup. Their
+//! values change under the programs' feet, so they are read through pointers, field by field, and no Rust reference to
+//! them exists.
+
+use core::ffi::c_void;
+use core::mem::MaybeUninit;
+
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_RB_NO_WAKEUP};
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_skb_load_bytes};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
+use npolicy_common::maps::{
+    BUNDLES_ENTRIES, CLASS4_CHUNKS, CLASS6_BUCKETS, COUNTER_SLOTS, ENDPOINTS_ENTRIES, ENDPOINTS_MORE_ENTRIES,
+    EVENTS_BYTES, FLOWS_BUCKETS, PORTS_ENTRIES, PORTS_TOP_ENTRIES, PREFIX6_ENTRIES, RULESETS_CHUNKS,
+};
+use npolicy_common::{
+    Be16, Bundle, Class, Class6Bucket, ClassChunk, ClassWord, Config, CounterKey, CounterRow, EndpointLine,
+    EndpointWord, FLOW_WAYS, FlowBucket4, FlowBucket6, FlowData, FlowEvent, FlowProtocol, PortsBlock, PortsTop,
+    RulesetChunk, RulesetId, TokenBucket,
+};
+use npolicy_ebpf::{Bucket, Frame, Line, Listing, Ports, Tables};
+
+#[map]
+static ENDPOINTS: Array<EndpointLine> = Array::with_max_entries(ENDPOINTS_ENTRIES, BPF_F_MMAPABLE);
+#[map]
+static ENDPOINTS_MORE: HashMap<u32, EndpointLine> = HashMap::with_max_entries(ENDPOINTS_MORE_ENTRIES, 0);
+#[map]
+static CLASS4: Array<ClassChunk> = Array::with_max_entries(CLASS4_CHUNKS, BPF_F_MMAPABLE);
+#[map]
+static CLASS6: Array<Class6Bucket> = Array::with_max_entries(CLASS6_BUCKETS, BPF_F_MMAPABLE);
+#[map]
+static PREFIX6: LpmTrie<[u8; 16], ClassWord> = LpmTrie::with_max_entries(PREFIX6_ENTRIES, BPF_F_NO_PREALLOC);
+#[map]
+static RULESETS: Array<RulesetChunk> = Array::with_max_entries(RULESETS_CHUNKS, BPF_F_MMAPABLE);
+#[map]
+static BUNDLES: Array<Bundle> = Array::with_max_entries(BUNDLES_ENTRIES, BPF_F_MMAPABLE);
+#[map]
+static PORTS_TOP: Array<PortsTop> = Array::with_max_entries(PORTS_TOP_ENTRIES, BPF_F_MMAPABLE);
+#[map]
+static PORTS: Array<PortsBlock> = Array::with_max_entries(PORTS_ENTRIES, BPF_F_MMAPABLE);
+#[map]
+static FLOWS4: Array<FlowBucket4> = Array::with_max_entries(FLOWS_BUCKETS, BPF_F_MMAPABLE);
+#[map]
+static FLOWS6: Array<FlowBucket6> = Array::with_max_entries(FLOWS_BUCKETS, BPF_F_MMAPABLE);
+#[map]
+static COUNTERS: PerCpuArray<CounterRow> = PerCpuArray::with_max_entries(COUNTER_SLOTS * 2, 0);
+#[map]
+static BUCKETS: Array<TokenBucket> = Array::with_max_entries(COUNTER_SLOTS, 0);
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
+#[map]
+static CONFIG: Array<Config> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// One packet at a hook, and the maps.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernel {
+    skb: *mut __sk_buff,
+    config: *const Config,
+}
+
+impl Kernel {
+    /// Takes a program's context; nothing if there is no CONFIG.
+    #[inline(always)]
+    pub(crate) fn new(skb: *mut __sk_buff) -> Option<Self> {
+        Some(Self { skb, config: CONFIG.get_ptr(0)? })
+    }
+}
+
+/// Loads a field of a map's value by one load.
+macro_rules! load {
+    ($pointer:expr, $($field:tt)+) => {{
+        let pointer = $pointer;
+        // SAFETY: `pointer` comes from a successful map lookup and the value's layout is the type it points to.
+        let field = unsafe { &raw const (*pointer).$($field)+ };
+        // SAFETY: the field lies in the value and is aligned; it may change at any time, which a volatile load bears.
+        unsafe { field.read_volatile() }
+    }};
+}
+
+/// Loads a field of the program's context.
+macro_rules! context {
+    ($kernel:expr, $field:ident) => {{
+        // SAFETY: the kernel hands every classifier a valid context.
+        unsafe { (*$kernel.skb).$field }
+    }};
+}
+
+/// A line of ENDPOINTS or ENDPOINTS_MORE.
+#[derive(Clone, Copy)]
+pub(crate) struct LinePointer(*const EndpointLine);
+
+impl Line for LinePointer {
+    #[inline(always)]
+    fn word(self) -> EndpointWord {
+        EndpointWord(load!(self.0, word.0))
+    }
+
+    #[inline(always)]
+    fn endpoint(self) -> u16 {
+        load!(self.0, endpoint)
+    }
+
+    #[inline(always)]
+    fn slot(self) -> u16 {
+        load!(self.0, slot)
+    }
+
+    #[inline(always)]
+    fn flags(self) -> u16 {
+        load!(self.0, flags)
+    }
+
+    #[inline(always)]
+    fn netns_id(self) -> i32 {
+        load!(self.0, netns_id)
+    }
+
+    #[inline(always)]
+    fn ipv4(self) -> u32 {
+        // SAFETY: as in `load`; the field stands at a multiple of four.
+        let field = unsafe { &raw const (*self.0).ipv4 }.cast::<u32>();
+        // SAFETY: as in `load`.
+        u32::from_be(unsafe { field.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn ipv6(self) -> [u64; 2] {
+        // SAFETY: as in `load`; the field stands at a multiple of eight.
+        let field = unsafe { &raw const (*self.0).ipv6 }.cast::<u64>();
+        // SAFETY: as in `load`.
+        let high = unsafe { field.read_volatile() };
+        // SAFETY: the field is two words long.
+        let next = unsafe { field.add(1) };
+        // SAFETY: as in `load`.
+        let low = unsafe { next.read_volatile() };
+        [u64::from_be(high), u64::from_be(low)]
+    }
+
+    #[inline(always)]
+    fn mac(self) -> u64 {
+        let [a, b, c, d, e, f] = load!(self.0, mac);
+        u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+    }
+}
+
+const _: () = {
+    assert!(core::mem::offset_of!(EndpointLine, ipv4) % 4 == 0);
+    assert!(core::mem::offset_of!(EndpointLine, ipv6) % 8 == 0);
+};
+
+/// A bucket of CLASS6.
+#[derive(Clone, Copy)]
+pub(crate) struct ListingPointer(*const Class6Bucket);
+
+impl Listing for ListingPointer {
+    #[inline(always)]
+    fn entry(self, way: usize) -> ClassWord {
+        load!(self.0, classes[way])
+    }
+
+    #[inline(always)]
+    fn address(self, way: usize) -> [u64; 2] {
+        [load!(self.0, addresses[way][0]), load!(self.0, addresses[way][1])]
+    }
+}
+
+/// A bucket of a flow table whose entries are `WORDS` words long, the key word first.
+#[derive(Clone, Copy)]
+pub(crate) struct BucketPointer<const WORDS: usize>(*mut u64);
+
+impl<const WORDS: usize> BucketPointer<WORDS> {
+    #[inline(always)]
+    fn at(self, way: usize, word: usize) -> *mut u64 {
+        // SAFETY: the bucket holds FLOW_WAYS entries of WORDS words, and the mask and callers keep both within.
+        unsafe { self.0.add((way & (FLOW_WAYS - 1)) * WORDS + word) }
+    }
+
+    #[inline(always)]
+    fn load(self, way: usize, word: usize) -> u64 {
+        // SAFETY: `at` lies in the bucket and is aligned; others store to it, which a volatile load bears.
+        unsafe { self.at(way, word).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn store(self, way: usize, word: usize, value: u64) {
+        // SAFETY: as in `load`. Other processors may store here too; the entries' masks make that harmless.
+        unsafe { self.at(way, word).write_volatile(value) }
+    }
+}
+
+impl<const WORDS: usize> Bucket for BucketPointer<WORDS> {
+    #[inline(always)]
+    fn key(self, way: usize) -> FlowData {
+        FlowData(self.load(way, 0))
+    }
+
+    #[inline(always)]
+    fn set_key(self, way: usize, key: FlowData) {
+        self.store(way, 0, key.0);
+    }
+
+    #[inline(always)]
+    fn word(self, way: usize, index: usize) -> u64 {
+        self.load(way, 1 + index)
+    }
+
+    #[inline(always)]
+    fn set_word(self, way: usize, index: usize, word: u64) {
+        self.store(way, 1 + index, word);
+    }
+}
+
+impl Tables for Kernel {
+    type Line = LinePointer;
+    type Class6 = ListingPointer;
+    type Flows4 = BucketPointer<2>;
+    type Flows6 = BucketPointer<4>;
+
+    #[inline(always)]
+    fn config_flags(self) -> u32 {
+        load!(self.config, flags)
+    }
+
+    #[inline(always)]
+    fn jiffies_shift(self) -> u32 {
+        load!(self.config, jiffies_shift)
+    }
+
+    #[inline(always)]
+    fn secrets(self) -> [u64; 4] {
+        [
+            load!(self.config, secrets[0]),
+            load!(self.config, secrets[1]),
+            load!(self.config, secrets[2]),
+            load!(self.config, secrets[3]),
+        ]
+    }
+
+    #[inline(always)]
+    fn default_class6(self) -> ClassWord {
+        ClassWord(load!(self.config, default_class6))
+    }
+
+    #[inline(always)]
+    fn event_rate(self) -> (u32, u32) {
+        (load!(self.config, event_burst), load!(self.config, event_interval))
+    }
+
+    #[inline(always)]
+    fn jiffies(self) -> u64 {
+        // SAFETY: the helper (5.5) takes nothing and always succeeds.
+        unsafe { bpf_jiffies64() }
+    }
+
+    #[inline(always)]
+    fn endpoint(self, ifindex: u32) -> Option<LinePointer> {
+        let line = ENDPOINTS.get_ptr(ifindex & (ENDPOINTS_ENTRIES - 1))?;
+        if load!(line, ifindex) == ifindex {
+            return Some(LinePointer(line));
+        }
+        ENDPOINTS_MORE.get_ptr(&ifindex).map(LinePointer)
+    }
+
+    #[inline(always)]
+    fn class4(self, chunk: u32, byte: u8) -> ClassWord {
+        match CLASS4.get_ptr(chunk) {
+            Some(chunk) => load!(chunk, entries[byte as usize]),
+            None => ClassWord::class_entry(Class::UNKNOWN, 0),
+        }
+    }
+
+    #[inline(always)]
+    fn class6(self, bucket: u32) -> Option<ListingPointer> {
+        CLASS6.get_ptr(bucket).map(ListingPointer)
+    }
+
+    #[inline(always)]
+    fn prefix6(self, address: [u64; 2]) -> Option<ClassWord> {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&address[0].to_be_bytes());
+        bytes[8..].copy_from_slice(&address[1].to_be_bytes());
+        PREFIX6.get(&Key::new(128, bytes)).copied()
+    }
+
+    #[inline(always)]
+    fn ruleset_row(self, chunk: u32, row: u32) -> u32 {
+        match RULESETS.get_ptr(chunk) {
+            Some(chunk) => load!(chunk, rows[(row & 511) as usize]),
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn bundle(self, bundle: u32) -> Bundle {
+        match BUNDLES.get_ptr(bundle) {
+            Some(bundle) => Bundle {
+                ports: [load!(bundle, ports[0]), load!(bundle, ports[1]), load!(bundle, ports[2])],
+                other: load!(bundle, other),
+            },
+            None => Bundle::default(),
+        }
+    }
+
+    #[inline(always)]
+    fn ports_block(self, set: u16, upper: u8) -> u16 {
+        match PORTS_TOP.get_ptr(set as u32) {
+            Some(set) => load!(set, blocks[upper as usize]),
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn ports_bits(self, block: u16, word: u32) -> u64 {
+        match PORTS.get_ptr(block as u32) {
+            Some(block) => load!(block, bits[(word & 3) as usize]),
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn flows4(self, hash: u32) -> Option<BucketPointer<2>> {
+        let bucket = FLOWS4.get_ptr_mut(hash & load!(self.config, flow4_mask))?;
+        Some(BucketPointer(bucket.cast()))
+    }
+
+    #[inline(always)]
+    fn flows6(self, hash: u32) -> Option<BucketPointer<4>> {
+        let bucket = FLOWS6.get_ptr_mut(hash & load!(self.config, flow6_mask))?;
+        Some(BucketPointer(bucket.cast()))
+    }
+
+    #[inline(always)]
+    fn forget_number(self, number: u32) -> u32 {
+        // The version does not change between the two loads, which only the verifier cannot know.
+        let version = load!(self.config, layout_version);
+        number.wrapping_add(load!(self.config, layout_version)).wrapping_sub(version)
+    }
+
+    #[inline(always)]
+    fn class_of_ipv4(self, address: u32) -> ClassWord {
+        ClassWord(class_of_ipv4(address))
+    }
+
+    #[inline(always)]
+    fn class_of_ipv6(self, address: [u64; 2]) -> ClassWord {
+        ClassWord(class_of_ipv6(address[0], address[1]))
+    }
+
+    #[inline(always)]
+    fn accepts(self, ruleset: RulesetId, class: Class, protocol: FlowProtocol, port: u16) -> bool {
+        ruleset_accepts(ruleset.0, class.0, protocol as u32, port as u32) != 0
+    }
+
+    #[inline(always)]
+    fn insert4(self, remote: u32, ports: Ports, key: FlowData) -> bool {
+        insert_flow4(remote, (ports.remote as u32) << 16 | ports.local as u32, key.0) != 0
+    }
+
+    #[inline(always)]
+    fn insert6(self, remote: [u64; 2], ports: Ports, key: FlowData) -> bool {
+        insert_flow6(remote[0], remote[1], (ports.remote as u32) << 16 | ports.local as u32, key.0) != 0
+    }
+
+    #[inline(always)]
+    fn count(self, key: CounterKey, column: u32) {
+        let Some(row) = COUNTERS.get_ptr_mut(key.0) else { return };
+        // SAFETY: the row has 32 columns and the mask keeps within.
+        let column = unsafe { row.cast::<u64>().add((column & 31) as usize) };
+        // SAFETY: the row is this processor's own and nothing else runs on it meanwhile.
+        let count = unsafe { column.read() };
+        // SAFETY: as above.
+        unsafe { column.write(count.wrapping_add(1)) }
+    }
+
+    #[inline(always)]
+    fn offer(self, slot: u16, event: &mut FlowEvent) {
+        offer_event(event, slot as u32);
+    }
+
+    #[inline(always)]
+    fn take_token(self, slot: u16, change: impl FnOnce(&mut TokenBucket) -> bool) -> bool {
+        let Some(place) = BUCKETS.get_ptr_mut(slot as u32) else { return false };
+        // SAFETY: `place` comes from a successful lookup; what other processors store meanwhile costs an event at most.
+        let mut bucket = unsafe { place.read() };
+        let is_paid = change(&mut bucket);
+        // SAFETY: as above.
+        unsafe { place.write(bucket) };
+        is_paid
+    }
+
+    #[inline(always)]
+    fn emit(self, event: &FlowEvent) -> bool {
+        // The reader polls: a wake-up for each event would cost more than the packet.
+        EVENTS.output::<FlowEvent>(event, BPF_RB_NO_WAKEUP as u64).is_ok()
+    }
+}
+
+/// The parts of the packet path that need numbers only are global functions: the verifier walks each once (5.6), whatever
+/// its callers know, instead of once for each of their states.
+macro_rules! global {
+    ($(fn $name:ident($($argument:ident: $kind:ty),*) -> u32 = |$tables:ident| $body:expr;)*) => {$(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name($($argument: $kind),*) -> u32 {
+            // No packet: what follows asks tables only.
+            match Kernel::new(core::ptr::null_mut()) {
+                Some($tables) => $body,
+                None => 0,
+            }
+        }
+    )*};
+}
+
+global! {
+    fn class_of_ipv4(address: u32) -> u32 = |tables| npolicy_ebpf::class_of_ipv4(tables, address).0;
+    fn class_of_ipv6(high: u64, low: u64) -> u32 = |tables| npolicy_ebpf::class_of_ipv6(tables, [high, low]).0;
+    fn ruleset_accepts(ruleset: u32, class: u32, protocol: u32, port: u32) -> u32 = |tables| {
+        let protocol = FlowProtocol::from_bits(protocol as u64);
+        npolicy_ebpf::accepts(tables, RulesetId(ruleset), Class(class), protocol, port as u16) as u32
+    };
+    fn insert_flow4(remote: u32, ports: u32, key: u64) -> u32 = |tables| {
+        npolicy_ebpf::insert(tables, remote, split(ports), FlowData(key)) as u32
+    };
+    fn insert_flow6(high: u64, low: u64, ports: u32, key: u64) -> u32 = |tables| {
+        npolicy_ebpf::insert(tables, [high, low], split(ports), FlowData(key)) as u32
+    };
+}
+
+/// As above; the verifier knows of `event` that it is null or points to a whole event.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn offer_event(event: *mut FlowEvent, slot: u32) -> u32 {
+    // SAFETY: the only caller passes a reference.
+    let (Some(tables), Some(event)) = (Kernel::new(core::ptr::null_mut()), unsafe { event.as_mut() }) else { return 0 };
+    npolicy_ebpf::offer(tables, slot as u16, event);
+    1
+}
+
+#[inline(always)]
+fn split(ports: u32) -> Ports {
+    Ports { remote: (ports >> 16) as u16, local: ports as u16 }
+}
+
+impl Frame for Kernel {
+    #[inline(always)]
+    fn len(self) -> u32 {
+        context!(self, len)
+    }
+
+    #[inline(always)]
+    fn ifindex(self) -> u32 {
+        context!(self, ifindex)
+    }
+
+    #[inline(always)]
+    fn ingress_ifindex(self) -> u32 {
+        context!(self, ingress_ifindex)
+    }
+
+    #[inline(always)]
+    fn has_outer_tag(self) -> bool {
+        context!(self, vlan_present) != 0
+    }
+
+    #[inline(always)]
+    fn linear<'a, const N: usize>(self) -> Option<&'a [Be16; N]>
+    where
+        Self: 'a,
+    {
+        let data = context!(self, data) as usize;
+        let data_end = context!(self, data_end) as usize;
+        if data + 2 * N > data_end {
+            return None;
+        }
+        // SAFETY: the bytes up to `data_end` belong to the packet, which starts at an even address and which nobody
+        // changes while the program runs; every pair of bytes is a valid number.
+        Some(unsafe { &*(data as *const [Be16; N]) })
+    }
+
+    #[inline(always)]
+    fn load<const N: usize>(self, offset: u32) -> Option<[u32; N]> {
+        let mut words = MaybeUninit::<[u32; N]>::uninit();
+        let to = words.as_mut_ptr().cast::<c_void>();
+        let length = size_of::<[u32; N]>() as u32;
+        // SAFETY: the helper writes `length` bytes to a place that has them, or fails.
+        let failed = unsafe { bpf_skb_load_bytes(self.skb.cast::<c_void>().cast_const(), offset, to, length) };
+        if failed != 0 {
+            return None;
+        }
+        // SAFETY: the helper has filled all of it.
+        Some(unsafe { words.assume_init() }.map(u32::from_be))
+    }
+
+    #[inline(always)]
+    fn forget(self, number: u32) -> u32 {
+        // The length does not change between the two loads, which only the verifier cannot know.
+        let length = load!(self.skb.cast_const(), len);
+        number.wrapping_add(load!(self.skb.cast_const(), len)).wrapping_sub(length)
+    }
+}
