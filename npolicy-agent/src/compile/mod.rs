@@ -19,4 +19,4 @@ pub use engine::{Answer, End, Engine, Judgement, Protocol, Question, Unanswerabl
 pub use explain::{Accepted, Decision, Explanation, Miss, Remote, explain};
 pub use plan::{ClassIndex, ClassKey, Fact, PeerId, Plan, PortNameId, Subject};
 pub use ports::{Bundle, PortSet};
-pub use ruleset::{Peer, Ruleset};
+pub use ruleset::{Accepts, Peer, Ruleset};

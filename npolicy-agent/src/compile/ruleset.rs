@@ -28,13 +28,13 @@ pub struct Ruleset {
 
 /// One rule of a NetworkPolicy, resolved: these peers may reach these ports.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
-pub(super) struct Accepts {
+pub struct Accepts {
     /// Peers, OR-ed; `None` is any address whatsoever.
-    pub(super) peers: Option<Vec<PeerId>>,
+    pub peers: Option<Vec<PeerId>>,
     /// Ports, as far as they do not depend on the peer.
-    pub(super) bundle: Bundle,
+    pub bundle: Bundle,
     /// Port names to be looked up on the peer (egress), each with its protocol.
-    pub(super) names: Vec<(PortNameId, npolicy_common::FlowProtocol)>,
+    pub names: Vec<(PortNameId, npolicy_common::FlowProtocol)>,
 }
 
 impl Ruleset {
@@ -44,7 +44,7 @@ impl Ruleset {
     }
 
     /// The ruleset of a direction isolated by policies with these rules, in canonical order.
-    pub(super) fn isolated(direction: Direction, mut rules: Vec<Accepts>) -> Self {
+    pub fn isolated(direction: Direction, mut rules: Vec<Accepts>) -> Self {
         rules.sort();
         rules.dedup();
         Self { direction, rules: Some(rules) }
