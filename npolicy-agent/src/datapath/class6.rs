@@ -366,3 +366,78 @@ impl std::fmt::Debug for Class6 {
         write!(f, "Class6({} addresses, {} blocks)", self.places.len(), self.blocks.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::maps::double::{Double, File};
+    use super::super::tables::Limits;
+    use super::*;
+
+    /// Numbers are targets: what is asked of the tables alone.
+    fn as_target(_: Class, target: u32) -> Class {
+        Class(target)
+    }
+
+    fn apply(table: &mut Class6, blocks: &[(&str, u32)], addresses: &[(&str, u32)]) -> Vec<Ipv6Net> {
+        let blocks = blocks.iter().map(|&(block, target)| (block.parse().unwrap(), target));
+        let addresses = addresses.iter().map(|&(address, target)| (address.parse().unwrap(), Some(target), 0));
+        let image = Image6::new(table, blocks, addresses, 99);
+        table.apply(&image, &as_target).unwrap();
+        table.prune(&image).unwrap();
+        image.unfit().to_vec()
+    }
+
+    fn class(table: &Class6, address: &str) -> u32 {
+        let address = u128::from(address.parse::<Ipv6Addr>().unwrap());
+        let word = table.places.get(&address).map_or_else(|| table.around(address, 128), |&place| table.word(place));
+        word.class().0
+    }
+
+    fn start(file: &File, prefixes: &Double<Prefix6Key, u32>, limits: Limits) -> Class6 {
+        Class6::new(file.map(), Box::new(prefixes.clone()), 12_345, ClassWord(0), &limits).unwrap()
+    }
+
+    #[test]
+    fn what_does_not_fit_makes_what_would_answer_for_it_unknown() {
+        let (file, prefixes) = (File::new::<Class6Bucket>(65_536), Double::default());
+        let mut table = start(&file, &prefixes, Limits { prefix6: 2, class6_addresses: 1, ..Limits::default() });
+        let blocks = [("fd00::/16", 4), ("fd00:1::/32", 5), ("fd00:2::/32", 6)];
+        let unfit = apply(&mut table, &blocks, &[("fd00:1::1", 7), ("2001:db8::1", 8)]);
+        assert_eq!(unfit, ["fd00:2::/32", "2001:db8::1/128"].map(|block| block.parse().unwrap()));
+        assert_eq!(class(&table, "fd00:1::1"), 7);
+        assert_eq!(class(&table, "fd00:1::2"), 5);
+        assert_eq!(class(&table, "fd00:2::1"), 99, "its block has no room");
+        assert_eq!(class(&table, "fd00:3::1"), 99, "so the block around it answers for none");
+        assert_eq!(class(&table, "2001:db8::1"), 99);
+    }
+
+    #[test]
+    fn a_bucket_that_is_full_sends_the_address_to_the_blocks() {
+        let (file, prefixes) = (File::new::<Class6Bucket>(65_536), Double::default());
+        let mut table = start(&file, &prefixes, Limits::default());
+        let address = "2001:db8::5";
+        let number = u128::from(address.parse::<Ipv6Addr>().unwrap());
+        let (one, other) = class6_buckets([(number >> 64) as u64, number as u64], table.secret);
+        for place in [one, other].into_iter().flat_map(|bucket| (0..CLASS6_WAYS).map(move |way| (bucket, way))) {
+            table.resting.insert(place);
+        }
+        assert!(apply(&mut table, &[], &[(address, 4)]).is_empty());
+        assert_eq!(prefixes.0.lock().unwrap().len(), 1);
+        assert_eq!(class(&table, address), 4);
+        assert_eq!(class(&start(&file, &prefixes, Limits::default()), address), 4, "after a restart too");
+    }
+
+    #[test]
+    fn a_way_rests_until_it_is_reclaimed() {
+        let (file, prefixes) = (File::new::<Class6Bucket>(65_536), Double::default());
+        let mut table = start(&file, &prefixes, Limits { class6_addresses: 1, prefix6: 0, ..Limits::default() });
+        assert!(apply(&mut table, &[], &[("2001:db8::1", 4)]).is_empty());
+        apply(&mut table, &[], &[]);
+        assert_eq!(class(&table, "2001:db8::1"), 0);
+        assert_eq!(apply(&mut table, &[], &[("2001:db8::2", 4)]).len(), 1, "no room yet");
+        let resting = table.resting();
+        table.reclaim(&resting);
+        assert!(apply(&mut table, &[], &[("2001:db8::2", 4)]).is_empty());
+        assert_eq!(class(&table, "2001:db8::2"), 4);
+    }
+}

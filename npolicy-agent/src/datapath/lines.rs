@@ -313,3 +313,96 @@ impl std::fmt::Debug for Lines {
         f.debug_map().entries(self.lines.iter().map(|(ifindex, (_, line))| (ifindex, line.word))).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::maps::double::{Double, File};
+    use super::super::tables::Limits;
+    use super::*;
+
+    /// The second interface's slot is the first one's.
+    const COLLIDING: [u32; 3] = [7, 65_536 + 7, 2 * 65_536 + 7];
+
+    fn start(file: &File, more: &Double<u32, EndpointLine>, limits: Limits, flows_of: &[u16]) -> Lines {
+        let flows_of = flows_of.iter().copied().collect();
+        Lines::new(file.map(), Box::new(more.clone()), &limits, &flows_of).unwrap()
+    }
+
+    fn table() -> (File, Double<u32, EndpointLine>) {
+        (File::new::<EndpointLine>(maps::ENDPOINTS_ENTRIES), Double::default())
+    }
+
+    #[test]
+    fn a_line_is_the_same_after_a_restart() {
+        let (file, more) = table();
+        let mut lines = start(&file, &more, Limits::default(), &[]);
+        for ifindex in &COLLIDING[..2] {
+            assert!(lines.add(*ifindex, 3, -5).unwrap());
+            let fill = |line: &mut EndpointLine| {
+                line.ipv4 = [10, 1, 2, 3];
+                line.ipv6 = *b"0123456789abcdef";
+                line.mac = *b"ABCDEF";
+            };
+            lines.change(*ifindex, fill).unwrap();
+            lines.flip(*ifindex, RulesetId(77), RulesetId(0xf_ffff)).unwrap();
+        }
+        let again = start(&file, &more, Limits::default(), &[]);
+        for ifindex in &COLLIDING[..2] {
+            let (old, new) = (lines.get(*ifindex).unwrap(), again.get(*ifindex).unwrap());
+            assert_eq!(words(old), words(new));
+            assert_eq!((new.flags, new.netns_id, new.mac), (3, -5, *b"ABCDEF"));
+            assert_eq!((new.word.ruleset(Direction::Egress).0, new.word.generation()), (0xf_ffff, 2));
+        }
+        assert_ne!(again.get(COLLIDING[0]).unwrap().endpoint, again.get(COLLIDING[1]).unwrap().endpoint);
+    }
+
+    #[test]
+    fn an_interface_finds_no_line_when_its_slot_and_the_others_are_taken() {
+        let (file, more) = table();
+        let mut lines = start(&file, &more, Limits { endpoints_more: 1, ..Limits::default() }, &[]);
+        let added = COLLIDING.map(|ifindex| lines.add(ifindex, 0, 1).unwrap());
+        assert_eq!(added, [true, true, false]);
+        lines.remove(COLLIDING[1]).unwrap();
+        assert!(lines.add(COLLIDING[2], 0, 1).unwrap());
+    }
+
+    #[test]
+    fn a_number_rests_until_a_sweep_after_a_grace_period_meets_no_flow_of_it() {
+        let (file, more) = table();
+        let mut lines = start(&file, &more, Limits { endpoints: 2, counter_slots: 2, ..Limits::default() }, &[]);
+        let is_added = |lines: &mut Lines| lines.add(9, 0, 1).unwrap();
+        lines.add(7, 0, 1).unwrap();
+        lines.remove(7).unwrap();
+        assert!(!is_added(&mut lines));
+        lines.swept(&lines.awaiting_sweep(), &FxHashSet::default());
+        assert!(!is_added(&mut lines), "swept, but not after a grace period");
+        let gone = lines.in_grace();
+        lines.grace_passed(&gone);
+        lines.swept(&lines.awaiting_sweep(), &FxHashSet::from_iter([1]));
+        assert!(!is_added(&mut lines), "a flow of it was met");
+        lines.swept(&lines.awaiting_sweep(), &FxHashSet::default());
+        assert!(is_added(&mut lines));
+        assert_eq!(lines.get(9).map(|line| (line.endpoint, line.slot)), Some((1, 0)), "its slot was not read yet");
+        lines.give_back_slot(gone[0].slot);
+        assert_eq!(lines.slots(), FxHashSet::default());
+    }
+
+    #[test]
+    fn a_number_that_stands_in_a_flow_rests_after_a_restart() {
+        let (file, more) = table();
+        let mut lines = start(&file, &more, Limits { endpoints: 2, ..Limits::default() }, &[1]);
+        assert!(!lines.add(7, 0, 1).unwrap());
+        lines.swept(&lines.awaiting_sweep(), &FxHashSet::default());
+        assert!(lines.add(7, 0, 1).unwrap());
+    }
+
+    #[test]
+    fn the_place_of_a_removed_line_rests_for_a_grace_period() {
+        let (file, more) = table();
+        let mut lines = start(&file, &more, Limits::default(), &[]);
+        lines.add(COLLIDING[0], 0, 1).unwrap();
+        lines.remove(COLLIDING[0]).unwrap();
+        lines.add(COLLIDING[1], 0, 1).unwrap();
+        assert_eq!(more.0.lock().unwrap().len(), 1);
+    }
+}
