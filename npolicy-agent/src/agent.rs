@@ -1,1 +1,431 @@
-//! Wires the stages and owns the tasks.
+//! Wires the stages and owns the tasks: the one file that sees them all.
+//!
+//! ```text
+//! directory changed --> read, compile --+
+//! links changed ------> enroll, retire -+--> publish --> settle (after the grace period) --> ready file
+//! 20 ms --------------> events --> drop lines          1 s --> verify attachment          1 min --> sweep
+//! ```
+//! One loop, one thing at a time: nothing here is on a packet's way, and nothing needs a lock.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use ipnet::IpNet;
+use npolicy_common::{Direction, EventState, FLOW_WAYS, FlowEvent, FlowProtocol, Reason};
+use rustc_hash::FxHashMap;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::MissedTickBehavior;
+use tracing::{error, info, warn};
+
+use crate::compile::{Compiler, Decision, Plan, Remote, Scope, explain};
+use crate::datapath::{Datapath, DatapathConfig, Degraded, Enrolled, PublishReport};
+use crate::model::{ClusterState, Owner, PodKey, Severity};
+use crate::observe::{DropLine, DropLog, Format, History, PolicyRef, Ready, Repeats, Snapshot, write_ready};
+use crate::watch::directory::DirectoryWatch;
+use crate::watch::links::{HostLink, LinkWatch};
+use crate::watch::manifests::Manifests;
+
+/// How often denials are read from the ring buffer.
+const EVENTS_EVERY: Duration = Duration::from_millis(20);
+/// How often the programs' places are checked.
+const VERIFY_EVERY: Duration = Duration::from_secs(1);
+/// How often the flow tables are swept.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// How soon what could not be done is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long equal denials are left out of the drop log after the last one.
+const REPEATS_WINDOW: Duration = Duration::from_secs(60);
+
+/// What the agent is told, parsed once.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Directory of manifests.
+    pub manifests: PathBuf,
+    /// This node's name; none: every pod of the manifests may be here.
+    pub node_name: Option<String>,
+    /// Where programs, links and tables are pinned.
+    pub pin_dir: PathBuf,
+    /// Addresses that belong to pods.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Interfaces never to touch.
+    pub exclude_interfaces: Vec<String>,
+    /// Where denials are written.
+    pub drop_log: PathBuf,
+    /// How.
+    pub drop_format: Format,
+    /// File to write after each publish.
+    pub ready_file: Option<PathBuf>,
+    /// Flows each family's table has room for.
+    pub flows: u32,
+}
+
+/// The agent of one node.
+#[derive(Debug)]
+pub struct Agent {
+    config: Config,
+    node: String,
+    directory: DirectoryWatch,
+    links: LinkWatch,
+    manifests: Manifests,
+    state: ClusterState,
+    compiler: Compiler,
+    plan: Plan,
+    datapath: Datapath,
+    history: History,
+    repeats: Repeats,
+    drops: DropLog,
+    ready: Ready,
+    /// When to publish again although nothing has changed: because something did not work.
+    retry_at: Option<tokio::time::Instant>,
+}
+
+impl Agent {
+    /// Reads everything once and takes over or makes the kernel's side. Changes no verdict yet.
+    ///
+    /// # Errors
+    /// If the manifests' directory, netlink, the kernel or the drop log refuse.
+    pub fn start(config: Config) -> anyhow::Result<Self> {
+        let directory = DirectoryWatch::start(&config.manifests)?;
+        let manifests = Manifests::read(std::slice::from_ref(&config.manifests))?;
+        report_findings(&manifests, &Manifests::default());
+        let state = manifests.state();
+        let drops = DropLog::open(&config.drop_log, config.drop_format)?;
+        let flow_buckets = config.flows.div_ceil(FLOW_WAYS as u32).next_power_of_two();
+        let datapath = Datapath::open(&DatapathConfig { pin_dir: config.pin_dir.clone(), flow_buckets })?;
+        info!(pinned = %config.pin_dir.display(), adopted = datapath.is_adopted(), "datapath is open");
+        let links = LinkWatch::start()?;
+        let scope = match &config.node_name {
+            Some(name) => Scope::NodeAndUnassigned(name.as_str().into()),
+            None => Scope::Everything,
+        };
+        let node = config.node_name.clone().unwrap_or_else(host_name);
+        Ok(Self {
+            config,
+            node,
+            directory,
+            links,
+            manifests,
+            state,
+            compiler: Compiler::new(scope),
+            plan: Plan::default(),
+            datapath,
+            history: History::default(),
+            repeats: Repeats::new(REPEATS_WINDOW),
+            drops,
+            ready: Ready::default(),
+            retry_at: None,
+        })
+    }
+
+    /// Enforces until SIGTERM or SIGINT. Ending changes no verdict.
+    ///
+    /// # Errors
+    /// If signals cannot be caught. Whatever else goes wrong is reported and tried again; the last complete state stays.
+    pub async fn run(mut self) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
+        let mut events = every(EVENTS_EVERY);
+        let mut verify = every(VERIFY_EVERY);
+        let mut sweep = every(SWEEP_EVERY);
+        self.compile();
+        self.follow_links();
+        self.publish();
+        loop {
+            let retry_at = self.retry_at.unwrap_or_else(|| tokio::time::Instant::now() + SWEEP_EVERY);
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                () = self.directory.changed() => self.read_manifests(),
+                _ = self.links.changed() => {
+                    self.follow_links();
+                    self.publish();
+                }
+                () = tokio::time::sleep_until(retry_at), if self.retry_at.is_some() => {
+                    self.follow_links();
+                    self.publish();
+                }
+                _ = events.tick() => self.report_denials(),
+                _ = verify.tick() => self.verify(),
+                _ = sweep.tick() => {
+                    if let Err(error) = self.datapath.sweep() {
+                        warn!(error = chain(&error), "cannot sweep the flow tables");
+                    }
+                }
+            }
+        }
+        self.report_denials();
+        info!("stopping; the last published verdicts stay in force");
+        Ok(())
+    }
+
+    /// Reads the manifests again and publishes what they change. What cannot be read leaves what was read before.
+    fn read_manifests(&mut self) {
+        let reading = match Manifests::read(std::slice::from_ref(&self.config.manifests)) {
+            Ok(reading) => reading.or_last_good(&self.manifests),
+            Err(error) => {
+                warn!(error = chain(&error), "cannot read the manifests; the last reading stays in force");
+                return;
+            }
+        };
+        report_findings(&reading, &self.manifests);
+        for event in reading.events_since(&self.manifests) {
+            self.state.apply(event);
+        }
+        self.manifests = reading;
+        self.compile();
+        self.follow_links();
+        self.publish();
+    }
+
+    fn compile(&mut self) {
+        let started = Instant::now();
+        let (plan, diagnostics) = self.compiler.compile(&self.state);
+        self.plan = plan;
+        for diagnostic in diagnostics {
+            warn!("{diagnostic}");
+        }
+        info!(
+            policies = self.state.policies().count(),
+            pods = self.state.pods().count(),
+            subjects = self.plan.subjects.len(),
+            classes = self.plan.classes.len(),
+            took = ?started.elapsed(),
+            "compiled"
+        );
+    }
+
+    /// Gives every pod's interface a line and its programs, and lets go of those that are gone.
+    fn follow_links(&mut self) {
+        let links = self.links.current();
+        let enrolled = self.datapath.interfaces();
+        for &ifindex in enrolled.iter().filter(|ifindex| !links.host.contains_key(ifindex)) {
+            match self.datapath.retire(ifindex) {
+                Ok(()) => info!(ifindex, "interface is gone"),
+                Err(error) => self.try_again(&error, "let go of an interface"),
+            }
+        }
+        for link in links.host.values() {
+            let is_enrolled = enrolled.binary_search(&link.ifindex).is_ok();
+            if !is_enrolled && !self.is_pods(link) {
+                continue;
+            }
+            match self.datapath.enroll(link) {
+                Ok(Enrolled::Open) if is_enrolled => {}
+                Ok(Enrolled::Open) => info!(interface = link.name, ifindex = link.ifindex, "attached"),
+                Ok(Enrolled::Closed) => {
+                    error!(
+                        interface = link.name,
+                        ifindex = link.ifindex,
+                        "no line is free: everything on it is dropped"
+                    );
+                }
+                Err(error) => self.try_again(&error, "attach to an interface"),
+            }
+        }
+    }
+
+    /// Whether an interface is a pod's: it has shown an address that a pod of the manifests has or that `--pod-cidrs`
+    /// names. No other interface of the machine is touched.
+    fn is_pods(&self, link: &HostLink) -> bool {
+        let is_listed = |address: &IpAddr| self.config.pod_cidrs.iter().any(|block| block.contains(address));
+        !self.config.exclude_interfaces.contains(&link.name)
+            && (self.owner_of(link).is_some() || link.addresses.iter().any(is_listed))
+    }
+
+    /// The pod behind an interface: the subject that has one of its addresses.
+    fn owner_of(&self, link: &HostLink) -> Option<PodKey> {
+        link.addresses.iter().find_map(|&address| match self.state.owner(address) {
+            Owner::Pod(pod) if self.plan.subjects.contains_key(&pod.key) => Some(pod.key.clone()),
+            _ => None,
+        })
+    }
+
+    /// Makes the kernel equal the plan, then does what waits for a grace period.
+    fn publish(&mut self) {
+        self.retry_at = None;
+        let links = self.links.current();
+        self.plan.node_addresses.extend(&links.own_addresses);
+        let interfaces = self.datapath.interfaces();
+        let owner = |ifindex: &u32| Some((*ifindex, self.owner_of(links.host.get(ifindex)?)?));
+        let owners: Vec<(u32, PodKey)> = interfaces.iter().filter_map(owner).collect();
+        let started = Instant::now();
+        let report = match self.datapath.publish(&self.plan, &owners) {
+            Ok(report) => report,
+            Err(error) => return self.try_again(&error, "publish"),
+        };
+        let took = started.elapsed();
+        for Degraded { pod, direction, instead, full, .. } in &report.degraded {
+            error!(%pod, ?direction, ?instead, %full, "ruleset does not fit");
+        }
+        for block in &report.unfit {
+            error!(%block, "addresses do not fit the tables: no governed pod accepts them");
+        }
+        self.record(&owners, &report);
+        info!(
+            endpoints = interfaces.len(),
+            identified = owners.len(),
+            flipped = report.flipped.len(),
+            rulesets = report.rulesets_written,
+            addresses = report.addresses_written,
+            ?took,
+            "published"
+        );
+        if self.datapath.accepts_unidentified()
+            && let Err(error) = self.datapath.identify_from_now_on()
+        {
+            return self.try_again(&error, "end the time of unidentified pods");
+        }
+        self.say_ready(&owners, interfaces.len());
+        if let Err(error) = self.datapath.settle() {
+            self.try_again(&error, "wait for a grace period");
+        }
+    }
+
+    /// Remembers what is in force from now on, and says of each pod that changed who isolates it.
+    fn record(&mut self, owners: &[(u32, PodKey)], report: &PublishReport) {
+        let state = Arc::new(self.state.clone());
+        let endpoints: FxHashMap<u32, (PodKey, u32)> = owners
+            .iter()
+            .filter_map(|(ifindex, pod)| Some((*ifindex, (pod.clone(), report.words.get(ifindex)?.generation()))))
+            .collect();
+        for ifindex in &report.flipped {
+            let Some((key, generation)) = endpoints.get(ifindex) else { continue };
+            let Some(pod) = state.pod(key) else { continue };
+            let isolating = |direction| {
+                let policies = state.policies_of(pod).filter(|policy| policy.rules(direction).is_some());
+                policies.map(|policy| policy.key.to_string()).collect::<Vec<_>>().join(" ")
+            };
+            let (ingress, egress) = (isolating(Direction::Ingress), isolating(Direction::Egress));
+            info!(pod = %key, generation, isolated_for_ingress = ingress, isolated_for_egress = egress, "in force");
+        }
+        self.history.record(Snapshot { state, endpoints });
+    }
+
+    fn say_ready(&mut self, owners: &[(u32, PodKey)], endpoints: usize) {
+        let is_governed = |pod: &PodKey| {
+            let subject = self.plan.subjects.get(pod);
+            subject.is_some_and(|subject| subject.ingress.is_governed() || subject.egress.is_governed())
+        };
+        self.ready = Ready {
+            revision: self.ready.revision + 1,
+            policies: self.state.policies().count(),
+            endpoints,
+            identified: owners.len(),
+            governed: owners.iter().filter(|(_, pod)| is_governed(pod)).count(),
+            findings: self.manifests.diagnostics().len(),
+            manifests: self.manifests.digest(),
+        };
+        let Some(path) = &self.config.ready_file else { return };
+        if let Err(error) = write_ready(path, &self.ready) {
+            warn!(path = %path.display(), %error, "cannot write the ready file");
+        }
+    }
+
+    /// Reads the denials that are there and writes a line for each that is not a repeat.
+    fn report_denials(&mut self) {
+        let events = self.datapath.events();
+        let (time, now) = (jiff::Timestamp::now(), Instant::now());
+        for event in &events {
+            let Some(repeats) = self.repeats.admit(event, now) else { continue };
+            let mut line = DropLine::from_event(event, time, &self.node, repeats);
+            self.name_ends(event, &mut line);
+            self.drops.write(&line);
+        }
+    }
+
+    /// Adds what the cluster of that moment says of a denial: names, policies, the nearest miss.
+    fn name_ends(&self, event: &FlowEvent, line: &mut DropLine) {
+        let Some((state, pod)) = self.history.at(event.ifindex, event.generation) else { return };
+        let Some(pod) = state.pod(pod) else { return };
+        let remote = line.remote_mut();
+        let Some(address) = remote.address else { return };
+        match state.owner(address) {
+            Owner::Pod(owner) => {
+                remote.pod = Some((owner.key.namespace.to_string(), owner.key.name.to_string()));
+                remote.labels = owner.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            }
+            Owner::Node(node) => remote.node = Some(node.name.to_string()),
+            Owner::Outside if self.plan.node_addresses.contains(&address) => remote.node = Some(self.node.clone()),
+            Owner::Outside => {}
+        }
+        let local = line.local_mut();
+        local.pod = Some((pod.key.namespace.to_string(), pod.key.name.to_string()));
+        local.labels = pod.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        if !matches!(line.reason, Reason::Policy) {
+            return;
+        }
+        // A refused answer is refused because its flow is, in the flow's own direction and with the flow's port.
+        let (direction, port) = match (line.state, line.direction) {
+            (EventState::REPLY, direction) => (direction.opposite(), reply_port(event, direction)),
+            (_, Direction::Ingress) => (Direction::Ingress, event.local_port),
+            (_, Direction::Egress) => (Direction::Egress, event.remote_port),
+        };
+        let protocol = line.protocol.map_or(FlowProtocol::Other, FlowProtocol::of);
+        let remote = Remote::at(state, address);
+        let explanation = explain(state, pod, direction, &remote, protocol, port);
+        line.isolated_by = explanation
+            .isolated_by
+            .iter()
+            .map(|key| PolicyRef {
+                kind: "NetworkPolicy",
+                namespace: Some(key.namespace.to_string()),
+                name: key.name.to_string(),
+            })
+            .collect();
+        if let Decision::Denied(miss) = explanation.decision {
+            line.nearest_miss = Some(miss.to_string());
+        }
+    }
+
+    /// Looks whether the programs are where they belong.
+    fn verify(&mut self) {
+        for fault in self.datapath.verify() {
+            error!("{fault}");
+        }
+    }
+
+    /// Says what did not work, and publishes again in a moment. The last complete state stays in force.
+    fn try_again(&mut self, error: &dyn std::error::Error, what: &str) {
+        warn!(error = chain(error), "cannot {what}; trying again");
+        self.retry_at = Some(tokio::time::Instant::now() + RETRY_AFTER);
+    }
+}
+
+/// The flow's own destination port, seen from an answer that went in `direction`.
+fn reply_port(event: &FlowEvent, direction: Direction) -> u16 {
+    match direction {
+        // The pod asked, the answer came in: the port asked for is the remote one.
+        Direction::Ingress => event.remote_port,
+        Direction::Egress => event.local_port,
+    }
+}
+
+fn every(period: Duration) -> tokio::time::Interval {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Says what was found in the manifests that was not found before.
+fn report_findings(reading: &Manifests, previous: &Manifests) {
+    for finding in reading.diagnostics().iter().filter(|finding| !previous.diagnostics().contains(finding)) {
+        match finding.severity {
+            Severity::Error => error!("{finding}"),
+            Severity::Warning => warn!("{finding}"),
+            Severity::Note => info!("{finding}"),
+        }
+    }
+}

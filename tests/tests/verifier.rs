@@ -139,8 +139,7 @@ fn load() -> Result<Ebpf> {
         Some(path) => PathBuf::from(path),
         None => repository().join("npolicy-agent/bpf/npolicy.o"),
     };
-    let mut object =
-        EbpfLoader::new().load_file(&path).with_context(|| format!("load `{}`", path.display()))?;
+    let mut object = EbpfLoader::new().load_file(&path).with_context(|| format!("load `{}`", path.display()))?;
     for name in ["from_endpoint", "to_endpoint"] {
         let program: &mut SchedClassifier = object.program_mut(name).context("no such program")?.try_into()?;
         program.load().with_context(|| format!("load `{name}`"))?;

@@ -1,10 +1,118 @@
-//! `npolicy agent`.
+//! `npolicy agent`: enforces policy on this node's pods.
+
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+
+use crate::agent::{Agent, Config};
+use crate::cli::exit;
+use crate::observe::Format;
 
 /// Flags of `npolicy agent`.
 #[derive(clap::Args)]
-pub struct Args {}
+#[command(after_help = "Example:\n  \
+    npolicy agent --manifests /etc/npolicy --drop-format text\n\n\
+    Verdicts stay in force when the agent ends, however it ends: its programs and tables are pinned under --pin-dir.\n\
+    The next agent takes them over without a gap. `npolicy agent --remove` takes them away.")]
+pub struct Args {
+    /// Directory of YAML or JSON manifests: Namespaces, Pods (with status.podIPs) and NetworkPolicies; read again when
+    /// they change
+    #[arg(long, value_name = "DIR", required_unless_present = "remove")]
+    manifests: Option<PathBuf>,
 
-/// Runs the command; returns its exit code.
-pub fn run(_args: Args) -> anyhow::Result<u8> {
-    anyhow::bail!("under construction")
+    /// Name of this node; pods whose spec.nodeName is another are peers only. Default: every pod of the manifests may be
+    /// here
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_name: Option<String>,
+
+    /// Directory on a BPF file system for programs, links and tables; made with mode 0700
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/npolicy")]
+    pin_dir: PathBuf,
+
+    /// Addresses that belong to pods: a veth with one is guarded even before a manifest names it. May be given several
+    /// times
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pod_cidrs: Vec<IpNet>,
+
+    /// Interfaces never to touch. May be given several times
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    exclude_interfaces: Vec<String>,
+
+    /// Where denials are written: a file, or - for standard output
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    drop_log: PathBuf,
+
+    /// How denials are written
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Auto)]
+    drop_format: Format,
+
+    /// File to write after each publish: what is enforced, as JSON
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+
+    /// Flows each family's table has room for; rounded up to a power of two. Counts for new tables only
+    #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(64..=16_777_216))]
+    flows: u32,
+
+    /// End when the thread that started the agent ends, as the demo and the tests want it
+    #[arg(long, hide = true)]
+    exit_with_parent: bool,
+
+    /// Remove every program, link and table under --pin-dir: nothing is enforced any more
+    #[arg(long, conflicts_with_all = ["manifests", "ready_file"])]
+    remove: bool,
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// If it cannot start; once it runs, it goes on with the last complete state and says what is wrong.
+pub fn run(args: Args) -> anyhow::Result<u8> {
+    let Args {
+        manifests,
+        node_name,
+        pin_dir,
+        pod_cidrs,
+        exclude_interfaces,
+        drop_log,
+        drop_format,
+        ready_file,
+        flows,
+        exit_with_parent,
+        remove,
+    } = args;
+    start_logging();
+    if exit_with_parent {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+    }
+    if remove {
+        crate::datapath::remove_all(&pin_dir)?;
+        return Ok(exit::OK);
+    }
+    let config = Config {
+        manifests: manifests.expect("clap requires it unless --remove is given"),
+        node_name,
+        pin_dir,
+        pod_cidrs,
+        exclude_interfaces,
+        drop_log,
+        drop_format,
+        ready_file,
+        flows,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async { Agent::start(config)?.run().await })?;
+    Ok(exit::OK)
+}
+
+/// Log lines go to standard error, filtered by NPOLICY_LOG (`info` by default); drop lines are data and go elsewhere.
+fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("NPOLICY_LOG")
+        .unwrap_or_else(|_unset_or_invalid| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false)
+        .init();
 }

@@ -5,11 +5,13 @@
 //! ```
 
 mod drops;
+mod history;
 mod log;
 mod ready;
 mod repeats;
 
 pub use drops::{DropLine, End, PolicyRef};
+pub use history::{History, Snapshot};
 pub use log::{DropLog, Format, LogError};
 pub use ready::{Ready, write_ready};
 pub use repeats::Repeats;

@@ -26,8 +26,17 @@ pub struct DirectoryError {
 #[derive(Debug)]
 pub struct DirectoryWatch {
     changes: mpsc::Receiver<()>,
+    /// When the changes under way count as one, unless more come first; kept here, so that whoever stops waiting loses
+    /// nothing.
+    burst: Option<Burst>,
     // Watching ends when it is dropped.
     _watcher: RecommendedWatcher,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Burst {
+    quiet: Instant,
+    patience: Instant,
 }
 
 impl DirectoryWatch {
@@ -47,22 +56,30 @@ impl DirectoryWatch {
         })
         .map_err(failed)?;
         watcher.watch(path, RecursiveMode::NonRecursive).map_err(failed)?;
-        Ok(Self { changes, _watcher: watcher })
+        Ok(Self { changes, burst: None, _watcher: watcher })
     }
 
-    /// Waits for a change, then until the directory has been quiet for a moment.
+    /// Waits for a change, then until the directory has been quiet for a moment. May be given up at any time and called
+    /// again.
     pub async fn changed(&mut self) {
-        if self.changes.recv().await.is_none() {
-            // The watcher is ours and lives as long as we do, so its sender does too.
-            return std::future::pending().await;
-        }
-        let patience = Instant::now() + PATIENCE;
         loop {
-            let quiet = (Instant::now() + QUIET).min(patience);
-            match timeout_at(quiet, self.changes.recv()).await {
-                Ok(_) if Instant::now() < patience => {}
-                _ => return,
+            let Some(burst) = self.burst else {
+                if self.changes.recv().await.is_none() {
+                    // The watcher is ours and lives as long as we do, so its sender does too.
+                    return std::future::pending().await;
+                }
+                let now = Instant::now();
+                self.burst = Some(Burst { quiet: now + QUIET, patience: now + PATIENCE });
+                continue;
+            };
+            let deadline = burst.quiet.min(burst.patience);
+            let more = timeout_at(deadline, self.changes.recv()).await;
+            let now = Instant::now();
+            if more.is_err() || now >= burst.patience {
+                self.burst = None;
+                return;
             }
+            self.burst = Some(Burst { quiet: now + QUIET, ..burst });
         }
     }
 }
@@ -85,6 +102,20 @@ mod tests {
         tokio::time::timeout(long, watch.changed()).await.expect("replaced");
         fs::remove_file(&file).unwrap();
         tokio::time::timeout(long, watch.changed()).await.expect("removed");
+    }
+
+    #[tokio::test]
+    async fn a_change_is_not_lost_on_who_stops_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut watch = DirectoryWatch::start(dir.path()).unwrap();
+        fs::write(dir.path().join("policy.yaml"), "a").unwrap();
+        let mut waits = 0;
+        // Much shorter than a burst: every wait but the last is given up.
+        while tokio::time::timeout(Duration::from_millis(2), watch.changed()).await.is_err() {
+            waits += 1;
+            assert!(waits < 1_000, "the change was lost");
+        }
+        assert!(waits > 0);
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! Objects from files: every document by itself, so that a broken one does not take the others with it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,6 +29,7 @@ pub struct Manifests {
     unreadable: BTreeMap<PolicyKey, Place>,
     broken_files: BTreeSet<Arc<Path>>,
     diagnostics: Vec<Diagnostic>,
+    digest: DefaultHasher,
 }
 
 impl Manifests {
@@ -93,6 +95,11 @@ impl Manifests {
         &self.diagnostics
     }
 
+    /// Tells readings of different files apart: a digest of what was read, names and bytes, in order.
+    pub fn digest(&self) -> u64 {
+        self.digest.finish()
+    }
+
     /// Policies that are there, but nobody can say whom they select.
     pub fn unreadable_policies(&self) -> impl Iterator<Item = &PolicyKey> {
         self.unreadable.keys()
@@ -146,6 +153,7 @@ impl Manifests {
     }
 
     fn add_file(&mut self, file: Arc<Path>, bytes: &[u8], not_enforced: &mut BTreeMap<&'static str, Place>) {
+        (&file, bytes).hash(&mut self.digest);
         let text = match std::str::from_utf8(bytes) {
             Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
             Err(error) => {
