@@ -270,6 +270,7 @@ fn hold(
     drops: &mut DropLog,
     interrupt: &Interrupt,
 ) -> anyhow::Result<()> {
+    interrupt.answer_from_now_on();
     // Lines of the connections tried above are not news.
     drops.new_lines()?;
     if !args.json {

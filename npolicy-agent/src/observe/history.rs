@@ -41,7 +41,7 @@ impl History {
         let known = || self.snapshots.iter().rev().filter_map(|s| Some((s, s.endpoints.get(&ifindex)?)));
         known()
             .find(|(_, (_, recorded))| !is_later(*recorded, generation))
-            .or_else(|| known().last())
+            .or_else(|| known().next_back())
             .map(|(snapshot, (pod, _))| (&*snapshot.state, pod))
     }
 }

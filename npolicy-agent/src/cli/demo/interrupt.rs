@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// What a shell reports of a process that SIGINT ended.
 const ENDED_BY_SIGINT: i32 = 130;
 
-/// Waits for a signal. Until [`Interrupt::is_asked_within`] is called a signal ends the process at once: the kernel takes
+/// Waits for a signal. Until [`Interrupt::answer_from_now_on`] is called a signal ends the process at once: the kernel takes
 /// namespaces, programs and the agent with it, and the directory is removed first.
 #[derive(Debug)]
 pub(super) struct Interrupt {
@@ -53,9 +53,13 @@ impl Interrupt {
         Ok(Self { asked, is_waited_for })
     }
 
-    /// Waits that long at most; from now on a signal is an answer here, and no longer the end.
-    pub(super) fn is_asked_within(&self, patience: Duration) -> bool {
+    /// From now on a signal is an answer of [`Interrupt::is_asked_within`], and no longer the end.
+    pub(super) fn answer_from_now_on(&self) {
         self.is_waited_for.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for a signal, that long at most.
+    pub(super) fn is_asked_within(&self, patience: Duration) -> bool {
         self.asked.recv_timeout(patience).is_ok()
     }
 }
