@@ -1,49 +1,49 @@
 //! Counters always, a [`FlowEvent`] when asked.
 
-use npolicy_common::{CounterKey, Direction, EventState, FlowEvent, Protocol, Reason, TokenBucket};
+use npolicy_common::{CounterKey, Direction, FlowEvent, Protocol, Reason, TokenBucket};
 
-use crate::parse::{Packet, ether_type};
+use crate::hook::{Hook, Outcome, Question, Steps};
+use crate::parse::ether_type;
 use crate::tables::{Line, Tables};
 
-/// What an event says beside the packet itself.
-#[derive(Clone, Copy, Debug)]
-pub struct Context {
-    /// Interface.
-    pub ifindex: u32,
-    /// EtherType, host order.
-    pub ether_type: u16,
-    /// Direction of the packet.
-    pub direction: Direction,
-    /// Generation of the word that judged.
-    pub generation: u32,
-    /// Ruleset that judged.
-    pub ruleset: u32,
-    /// Class of the remote address, where it was looked up.
-    pub class: u32,
-    /// Whether the packet was new, of a flow, or its reply.
-    pub state: EventState,
+/// Offers an event about a packet.
+#[inline(always)]
+pub fn report<K: Steps>(kernel: K, question: &Question, outcome: Outcome) {
+    let Some(hook) = Hook::of(kernel, question) else { return };
+    let mut event = describe(&hook, question, outcome);
+    offer(kernel, hook.line.slot(), &mut event);
 }
 
-/// Describes an IP packet.
+/// Describes a packet; of a frame that is not IP no more than its EtherType is known, and the rest is zero.
 #[inline(always)]
-pub fn describe<L: Line>(line: L, context: &Context, packet: &Packet, reason: u8) -> FlowEvent {
-    let (remote, local) = match context.direction {
-        Direction::Egress => (packet.destination, packet.source),
-        Direction::Ingress => (packet.source, packet.destination),
-    };
+fn describe<K: Steps>(hook: &Hook<K>, question: &Question, outcome: Outcome) -> FlowEvent {
+    let packet = &question.careful.packet;
     let is_icmp = matches!(packet.protocol, Protocol::ICMP | Protocol::ICMPV6);
-    let (remote_port, local_port) = match context.direction {
-        // ICMP has its type in `remote_port` and its code in `local_port`, whichever way it goes.
-        Direction::Egress if !is_icmp => (packet.destination_port, packet.source_port),
-        _ => (packet.source_port, packet.destination_port),
+    let (remote, local, remote_port, local_port) = match hook.direction {
+        Direction::Egress => (packet.destination, packet.source, packet.destination_port, packet.source_port),
+        Direction::Ingress => (packet.source, packet.destination, packet.source_port, packet.destination_port),
     };
+    // ICMP has its type in `remote_port` and its code in `local_port`, whichever way it goes.
+    let (remote_port, local_port) =
+        if is_icmp { (packet.source_port, packet.destination_port) } else { (remote_port, local_port) };
+    let judged = if outcome.is_by_opposite() { hook.direction.opposite() } else { hook.direction };
     FlowEvent {
-        remote: address_bytes(remote, context.ether_type),
-        local: address_bytes(local, context.ether_type),
+        jiffies: 0,
+        remote: address_bytes(remote, question.ether_type),
+        local: address_bytes(local, question.ether_type),
+        generation: hook.word.generation(),
+        ruleset: hook.word.ruleset(judged).0,
+        class: outcome.class().0,
+        ifindex: hook.kernel.ifindex(),
+        endpoint: hook.line.endpoint(),
         remote_port,
         local_port,
+        ether_type: question.ether_type,
         protocol: packet.protocol.0,
-        ..describe_frame(line, context, reason)
+        reason: outcome.number(),
+        direction: hook.direction.index() as u8,
+        state: outcome.state(),
+        reserved: 0,
     }
 }
 
@@ -54,33 +54,10 @@ fn address_bytes(words: [u64; 2], ether_type: u16) -> [u8; 16] {
     ((high as u128) << 64 | low as u128).to_be_bytes()
 }
 
-/// Describes a frame of which no more than its EtherType is known.
-#[inline(always)]
-pub fn describe_frame<L: Line>(line: L, context: &Context, reason: u8) -> FlowEvent {
-    FlowEvent {
-        jiffies: 0,
-        remote: [0; 16],
-        local: [0; 16],
-        generation: context.generation,
-        ruleset: context.ruleset,
-        class: context.class,
-        ifindex: context.ifindex,
-        endpoint: line.endpoint(),
-        remote_port: 0,
-        local_port: 0,
-        ether_type: context.ether_type,
-        protocol: 0,
-        reason,
-        direction: context.direction.index() as u8,
-        state: context.state,
-        reserved: 0,
-    }
-}
-
 /// Offers an event if the slot has a token left; what finds no token or no room is counted as lost, beside the packet's
 /// own reason.
 #[inline(always)]
-pub fn offer<T: Tables>(tables: T, slot: u16, event: &mut FlowEvent) {
+fn offer<T: Tables>(tables: T, slot: u16, event: &mut FlowEvent) {
     let now = tables.jiffies();
     let (burst, interval) = tables.event_rate();
     event.jiffies = now;

@@ -30,8 +30,6 @@ pub trait Address: Copy + PartialEq {
     fn store<B: Bucket>(self, ports: Ports, bucket: B, way: usize, key: FlowData, secrets: &[u64; 4]);
     /// The class of the address.
     fn class<T: Tables>(self, tables: T) -> ClassWord;
-    /// Puts a flow with this remote address into the family's table; false if it finds no place.
-    fn insert<T: Tables>(self, tables: T, ports: Ports, key: FlowData) -> bool;
     /// Whether it is the routable address that the line gives the pod in this family.
     fn is_pods_own<L: Line>(self, line: L) -> bool;
     /// Whether the line gives the pod no address in this family.
@@ -85,11 +83,6 @@ impl Address for u32 {
     #[inline(always)]
     fn class<T: Tables>(self, tables: T) -> ClassWord {
         tables.class_of_ipv4(self)
-    }
-
-    #[inline(always)]
-    fn insert<T: Tables>(self, tables: T, ports: Ports, key: FlowData) -> bool {
-        tables.insert4(self, ports, key)
     }
 
     #[inline(always)]
@@ -153,11 +146,6 @@ impl Address for [u64; 2] {
     }
 
     #[inline(always)]
-    fn insert<T: Tables>(self, tables: T, ports: Ports, key: FlowData) -> bool {
-        tables.insert6(self, ports, key)
-    }
-
-    #[inline(always)]
     fn is_pods_own<L: Line>(self, line: L) -> bool {
         !self.is_unspecified() && self == line.ipv6()
     }
@@ -185,7 +173,7 @@ const fn tuple6(remote: [u64; 2], ports: Ports) -> Tuple6 {
 
 /// A flow as every lookup knows it: whose, with whom, on which ports. The same in both directions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FlowKey<A> {
+pub(crate) struct FlowKey<A> {
     /// Endpoint number.
     pub endpoint: u16,
     /// Protocol.
@@ -199,7 +187,7 @@ pub struct FlowKey<A> {
 impl<A: Address> FlowKey<A> {
     /// The flow that a packet going in `direction` belongs to.
     #[inline(always)]
-    pub fn of(endpoint: u16, direction: Direction, packet: &Packet) -> Self {
+    pub(crate) fn of(endpoint: u16, direction: Direction, packet: &Packet) -> Self {
         let protocol = FlowProtocol::of(packet.protocol);
         let (remote, ports) = match direction {
             Direction::Egress => {
@@ -217,7 +205,7 @@ impl<A: Address> FlowKey<A> {
 
     /// The port that policy judges when a flow opens in `direction`: the destination's.
     #[inline(always)]
-    pub fn judged_port(&self, direction: Direction) -> u16 {
+    pub(crate) fn judged_port(&self, direction: Direction) -> u16 {
         match direction {
             Direction::Egress => self.ports.remote,
             Direction::Ingress => self.ports.local,
@@ -227,7 +215,7 @@ impl<A: Address> FlowKey<A> {
 
 /// Where an entry was found, and the key word it had.
 #[derive(Clone, Copy)]
-pub struct Found<B> {
+pub(crate) struct Found<B> {
     bucket: B,
     way: usize,
     /// The key word read.
@@ -237,13 +225,13 @@ pub struct Found<B> {
 impl<B: Bucket> Found<B> {
     /// Stores a key word with another time or mark, on which the tuple's mask does not depend.
     #[inline(always)]
-    pub fn set_key(&self, key: FlowData) {
+    pub(crate) fn set_key(&self, key: FlowData) {
         self.bucket.set_key(self.way, key);
     }
 
     /// Writes the flow again under another key word. While it is written its entry is free, so that no mixture is read.
     #[inline(always)]
-    pub fn write<A: Address>(&self, flow: &FlowKey<A>, key: FlowData, secrets: &[u64; 4]) {
+    pub(crate) fn write<A: Address>(&self, flow: &FlowKey<A>, key: FlowData, secrets: &[u64; 4]) {
         self.bucket.set_key(self.way, FlowData::default());
         flow.remote.store(flow.ports, self.bucket, self.way, key, secrets);
         self.bucket.set_key(self.way, key);
@@ -252,7 +240,7 @@ impl<B: Bucket> Found<B> {
 
 /// The two buckets of a flow and its entry, if it has one.
 #[derive(Clone, Copy)]
-pub struct Search<B> {
+pub(crate) struct Search<B> {
     first: B,
     second: B,
     /// The flow's entry, alive or idle for too long: where a new one has to go, for two of one flow would hide each
@@ -262,16 +250,9 @@ pub struct Search<B> {
 }
 
 impl<B: Bucket> Search<B> {
-    /// The same, without the verifier's knowledge of the way.
-    #[inline(always)]
-    pub fn forget<F: Frame>(self, frame: F) -> Self {
-        let place = self.place.map(|found| Found { way: frame.forget(found.way as u32) as usize, ..found });
-        Self { place, ..self }
-    }
-
     /// The flow's entry, if it is alive.
     #[inline(always)]
-    pub fn found(&self) -> Option<Found<B>> {
+    pub(crate) fn found(&self) -> Option<Found<B>> {
         if self.is_alive { self.place } else { None }
     }
 }
@@ -293,7 +274,7 @@ const fn idle_window(protocol: FlowProtocol, remote_port: u16) -> u32 {
 ///
 /// Returns nothing only where the table itself is missing.
 #[inline(always)]
-pub fn search<A: Address, T: Tables>(tables: T, flow: &FlowKey<A>, now: u32) -> Option<Search<A::Bucket<T>>> {
+pub(crate) fn search<A: Address, T: Tables>(tables: T, flow: &FlowKey<A>, now: u32) -> Option<Search<A::Bucket<T>>> {
     let secrets = tables.secrets();
     let owner = (flow.endpoint as u32) << 2 | flow.protocol as u32;
     let (first, second) = flow_buckets(flow.remote.index_key(flow.ports, owner), &secrets);
@@ -332,14 +313,14 @@ fn search_bucket<A: Address, B: Bucket>(bucket: B, flow: &FlowKey<A>, secrets: &
 
 /// Whether a packet in `direction` keeps an accepted entry alive: TCP both ways, everything else its own way only.
 #[inline(always)]
-pub fn extends(key: FlowData, direction: Direction) -> bool {
+pub(crate) fn extends(key: FlowData, direction: Direction) -> bool {
     key.protocol() as u8 == FlowProtocol::Tcp as u8 || key.direction() as u8 == direction as u8
 }
 
 /// Whether a packet of this kind, going against the entry's direction, is a reply of the flow. What is not is judged as
 /// new.
 #[inline(always)]
-pub fn is_reply(kind: Kind) -> bool {
+pub(crate) fn is_reply(kind: Kind) -> bool {
     !matches!(kind, Kind::Syn | Kind::EchoRequest)
 }
 
@@ -349,26 +330,25 @@ pub fn is_reply(kind: Kind) -> bool {
 /// that holds most of the eight; if each endpoint holds one, the oldest TCP entry, whose socket brings it back. Returns
 /// false if none of this gives a place: then the newcomer has to live without an entry.
 #[inline(always)]
-pub fn insert<A: Address, T: Tables>(tables: T, remote: A, ports: Ports, key: FlowData) -> bool {
+pub(crate) fn insert<A: Address, T: Tables + Frame>(tables: T, flow: &FlowKey<A>, key: FlowData) -> bool {
     let secrets = tables.secrets();
-    let flow = FlowKey { endpoint: key.endpoint(), protocol: key.protocol(), remote, ports };
-    let Some(search) = search(tables, &flow, key.time()) else { return false };
-    let (bucket, way) = match search.place {
+    let Some(Search { first, second, place, .. }) = search(tables, flow, key.time()) else { return false };
+    let (bucket, way) = match place {
         Some(found) => (found.bucket, found.way),
-        None => match free_way(search.first) {
-            Some(way) => (search.first, way),
-            None => match free_way(search.second) {
-                Some(way) => (search.second, way),
-                None => match evict::<A, T>(tables, search.first, search.second, key) {
-                    way if way < FLOW_WAYS => (search.first, way),
-                    way if way < PAIR => (search.second, way - FLOW_WAYS),
+        None => match free_way(first) {
+            Some(way) => (first, way),
+            None => match free_way(second) {
+                Some(way) => (second, way),
+                None => match evict::<A, T>(tables, first, second, key) {
+                    way if way < FLOW_WAYS => (first, way),
+                    way if way < PAIR => (second, way - FLOW_WAYS),
                     _ => return false,
                 },
             },
         },
     };
-    let way = tables.forget_number(way as u32) as usize;
-    Found { bucket, way, key }.write(&flow, key, &secrets);
+    let way = tables.forget(way as u32) as usize;
+    Found { bucket, way, key }.write(flow, key, &secrets);
     true
 }
 
@@ -394,8 +374,13 @@ const fn equal(a: u32, b: u32) -> u64 {
 }
 
 /// Chooses the entry that has to go for a newcomer: counted through both buckets, or [`PAIR`] for none.
-#[inline(always)]
-fn evict<A: Address, T: Tables>(tables: T, first: A::Bucket<T>, second: A::Bucket<T>, newcomer: FlowData) -> usize {
+#[inline(never)]
+fn evict<A: Address, T: Tables + Frame>(
+    tables: T,
+    first: A::Bucket<T>,
+    second: A::Bucket<T>,
+    newcomer: FlowData,
+) -> usize {
     let secrets = tables.secrets();
     let now = newcomer.time();
     // Each entry's claim to be evicted: the rank of its case, then its age. The highest goes.
@@ -425,7 +410,7 @@ fn evict<A: Address, T: Tables>(tables: T, first: A::Bucket<T>, second: A::Bucke
         let claim = rank << 18 | age as u64;
         if rank != 0 && claim >= best {
             best = claim;
-            victim = tables.forget_number(index as u32) as usize;
+            victim = tables.forget(index as u32) as usize;
         }
         index += 1;
     }
@@ -434,6 +419,12 @@ fn evict<A: Address, T: Tables>(tables: T, first: A::Bucket<T>, second: A::Bucke
 
 /// What a flow is accepted as, told by who made its first packet.
 #[inline(always)]
-pub fn new_key<A>(flow: &FlowKey<A>, direction: Direction, origin: Origin, now: u32, generation: u32) -> FlowData {
+pub(crate) fn new_key<A>(
+    flow: &FlowKey<A>,
+    direction: Direction,
+    origin: Origin,
+    now: u32,
+    generation: u32,
+) -> FlowData {
     FlowData::new(flow.endpoint, flow.protocol, direction, origin, now, generation)
 }

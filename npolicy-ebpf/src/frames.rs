@@ -12,7 +12,7 @@ use crate::tables::Line;
 
 /// What the rules for frames say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FrameRule {
+pub(crate) enum FrameRule {
     /// Passes, whatever policy says.
     Pass,
     /// Dropped, whatever policy says.
@@ -73,7 +73,7 @@ const ALL_ROUTERS: [u64; 2] = [0xff02 << 48, 2];
 
 /// Whether ARP from a pod passes: its sender is the pod or nobody yet. Everything to a pod does.
 #[inline(always)]
-pub fn arp<F: Frame, L: Line>(frame: F, line: L, direction: Direction, start: u32) -> FrameRule {
+pub(crate) fn arp<F: Frame, L: Line>(frame: F, line: L, direction: Direction, start: u32) -> FrameRule {
     if direction as u8 == Direction::Ingress as u8 {
         return FrameRule::Pass;
     }
@@ -94,7 +94,7 @@ pub fn arp<F: Frame, L: Line>(frame: F, line: L, direction: Direction, start: u3
 
 /// Applies the rules to an IPv4 packet.
 #[inline(always)]
-pub fn ipv4<L: Line>(line: L, direction: Direction, careful: &Careful) -> FrameRule {
+pub(crate) fn ipv4<L: Line>(line: L, direction: Direction, careful: &Careful) -> FrameRule {
     let packet = &careful.packet;
     if direction as u8 == Direction::Ingress as u8 {
         return FrameRule::Policy;
@@ -112,7 +112,7 @@ pub fn ipv4<L: Line>(line: L, direction: Direction, careful: &Careful) -> FrameR
 
 /// Applies the rules to an IPv6 packet.
 #[inline(always)]
-pub fn ipv6<F: Frame, L: Line>(frame: F, line: L, direction: Direction, careful: &Careful) -> FrameRule {
+pub(crate) fn ipv6<F: Frame, L: Line>(frame: F, line: L, direction: Direction, careful: &Careful) -> FrameRule {
     let packet = &careful.packet;
     let is_icmp = packet.protocol == Protocol::ICMPV6 && packet.kind == Kind::Icmp;
     if direction as u8 == Direction::Ingress as u8 {
@@ -156,7 +156,7 @@ mod icmp_type {
 
 /// A source must be one of the pod's own, once the interface has shown any.
 #[inline(always)]
-pub fn source<A: SourceAddress, L: Line>(line: L, source: A) -> FrameRule {
+pub(crate) fn source<A: SourceAddress, L: Line>(line: L, source: A) -> FrameRule {
     let pod = Identity { line };
     if source.may_be_used_by(line) || pod.may_use_any_source() || !pod.has_address() {
         FrameRule::Policy
@@ -166,7 +166,7 @@ pub fn source<A: SourceAddress, L: Line>(line: L, source: A) -> FrameRule {
 }
 
 /// An address as a source.
-pub trait SourceAddress: Address {
+pub(crate) trait SourceAddress: Address {
     /// Whether it is one of the pod's own, or such a link-local one.
     fn may_be_used_by<L: Line>(self, line: L) -> bool;
 }
@@ -195,13 +195,13 @@ fn is_dhcp_answer<L: Line>(line: L, packet: &Packet) -> bool {
 
 /// Whether a packet asks for an IPv4 address (RFC 2131).
 #[inline(always)]
-pub fn is_dhcp_request(packet: &Packet) -> bool {
+pub(crate) fn is_dhcp_request(packet: &Packet) -> bool {
     packet.protocol == Protocol::UDP && packet.source_port == 68 && packet.destination_port == 67
 }
 
 /// Whether a packet answers [`is_dhcp_request`].
 #[inline(always)]
-pub fn is_dhcp_reply(packet: &Packet) -> bool {
+pub(crate) fn is_dhcp_reply(packet: &Packet) -> bool {
     packet.protocol == Protocol::UDP && packet.source_port == 67 && packet.destination_port == 68
 }
 

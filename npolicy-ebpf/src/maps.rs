@@ -18,10 +18,10 @@ use npolicy_common::maps::{
 };
 use npolicy_common::{
     Be16, Bundle, Class, Class6Bucket, ClassChunk, ClassWord, Config, CounterKey, CounterRow, EndpointLine,
-    EndpointWord, FLOW_WAYS, FlowBucket4, FlowBucket6, FlowData, FlowEvent, FlowProtocol, PortsBlock, PortsTop,
+    EndpointWord, FLOW_WAYS, FlowBucket4, FlowBucket6, FlowData, FlowEvent, FlowProtocol, PortsBlock, PortsTop, Reason,
     RulesetChunk, RulesetId, TokenBucket,
 };
-use npolicy_ebpf::{Bucket, Frame, Line, Listing, Ports, Tables};
+use npolicy_ebpf::{Bucket, Frame, Line, Listing, Outcome, Question, Steps, Tables, ether_type};
 
 #[map]
 static ENDPOINTS: Array<EndpointLine> = Array::with_max_entries(ENDPOINTS_ENTRIES, BPF_F_MMAPABLE);
@@ -333,13 +333,6 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn forget_number(self, number: u32) -> u32 {
-        // The version does not change between the two loads, which only the verifier cannot know.
-        let version = load!(self.config, layout_version);
-        number.wrapping_add(load!(self.config, layout_version)).wrapping_sub(version)
-    }
-
-    #[inline(always)]
     fn class_of_ipv4(self, address: u32) -> ClassWord {
         ClassWord(class_of_ipv4(address))
     }
@@ -351,17 +344,7 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn accepts(self, ruleset: RulesetId, class: Class, protocol: FlowProtocol, port: u16) -> bool {
-        ruleset_accepts(ruleset.0, class.0, protocol as u32, port as u32) != 0
-    }
-
-    #[inline(always)]
-    fn insert4(self, remote: u32, ports: Ports, key: FlowData) -> bool {
-        insert_flow4(remote, (ports.remote as u32) << 16 | ports.local as u32, key.0) != 0
-    }
-
-    #[inline(always)]
-    fn insert6(self, remote: [u64; 2], ports: Ports, key: FlowData) -> bool {
-        insert_flow6(remote[0], remote[1], (ports.remote as u32) << 16 | ports.local as u32, key.0) != 0
+        accepts(ruleset.0, class.0, protocol as u32, port as u32) != 0
     }
 
     #[inline(always)]
@@ -373,11 +356,6 @@ impl Tables for Kernel {
         let count = unsafe { column.read() };
         // SAFETY: as above.
         unsafe { column.write(count.wrapping_add(1)) }
-    }
-
-    #[inline(always)]
-    fn offer(self, slot: u16, event: &mut FlowEvent) {
-        offer_event(event, slot as u32);
     }
 
     #[inline(always)]
@@ -393,60 +371,17 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn emit(self, event: &FlowEvent) -> bool {
+        let Some(mut record) = EVENTS.reserve::<FlowEvent>(0) else { return false };
+        record.write(*event);
         // The reader polls: a wake-up for each event would cost more than the packet.
-        EVENTS.output::<FlowEvent>(event, BPF_RB_NO_WAKEUP as u64).is_ok()
+        record.submit(BPF_RB_NO_WAKEUP as u64);
+        true
     }
-}
-
-/// The parts of the packet path that need numbers only are global functions: the verifier walks each once (5.6), whatever
-/// its callers know, instead of once for each of their states.
-macro_rules! global {
-    ($(fn $name:ident($($argument:ident: $kind:ty),*) -> u32 = |$tables:ident| $body:expr;)*) => {$(
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $name($($argument: $kind),*) -> u32 {
-            // No packet: what follows asks tables only.
-            match Kernel::new(core::ptr::null_mut()) {
-                Some($tables) => $body,
-                None => 0,
-            }
-        }
-    )*};
-}
-
-global! {
-    fn class_of_ipv4(address: u32) -> u32 = |tables| npolicy_ebpf::class_of_ipv4(tables, address).0;
-    fn class_of_ipv6(high: u64, low: u64) -> u32 = |tables| npolicy_ebpf::class_of_ipv6(tables, [high, low]).0;
-    fn ruleset_accepts(ruleset: u32, class: u32, protocol: u32, port: u32) -> u32 = |tables| {
-        let protocol = FlowProtocol::from_bits(protocol as u64);
-        npolicy_ebpf::accepts(tables, RulesetId(ruleset), Class(class), protocol, port as u16) as u32
-    };
-    fn insert_flow4(remote: u32, ports: u32, key: u64) -> u32 = |tables| {
-        npolicy_ebpf::insert(tables, remote, split(ports), FlowData(key)) as u32
-    };
-    fn insert_flow6(high: u64, low: u64, ports: u32, key: u64) -> u32 = |tables| {
-        npolicy_ebpf::insert(tables, [high, low], split(ports), FlowData(key)) as u32
-    };
-}
-
-/// As above; the verifier knows of `event` that it is null or points to a whole event.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn offer_event(event: *mut FlowEvent, slot: u32) -> u32 {
-    // SAFETY: the only caller passes a reference.
-    let (Some(tables), Some(event)) = (Kernel::new(core::ptr::null_mut()), unsafe { event.as_mut() }) else { return 0 };
-    npolicy_ebpf::offer(tables, slot as u16, event);
-    1
-}
-
-#[inline(always)]
-fn split(ports: u32) -> Ports {
-    Ports { remote: (ports >> 16) as u16, local: ports as u16 }
 }
 
 impl Frame for Kernel {
     #[inline(always)]
-    fn len(self) -> u32 {
+    fn length(self) -> u32 {
         context!(self, len)
     }
 
@@ -500,4 +435,135 @@ impl Frame for Kernel {
         let length = load!(self.skb.cast_const(), len);
         number.wrapping_add(load!(self.skb.cast_const(), len)).wrapping_sub(length)
     }
+}
+
+/// Table walks that need numbers only, each a global function: the verifier walks it once (5.6), whatever its callers know.
+macro_rules! walks {
+    ($(fn $name:ident($($argument:ident: $kind:ty),*) = |$tables:ident| $body:expr;)*) => {$(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name($($argument: $kind),*) -> u32 {
+            // No packet: what follows asks tables only.
+            match Kernel::new(core::ptr::null_mut()) {
+                Some($tables) => $body,
+                None => 0,
+            }
+        }
+    )*};
+}
+
+walks! {
+    fn class_of_ipv4(address: u32) = |tables| npolicy_ebpf::class_of_ipv4(tables, address).0;
+    fn class_of_ipv6(high: u64, low: u64) = |tables| npolicy_ebpf::class_of_ipv6(tables, [high, low]).0;
+    fn accepts(ruleset: u32, class: u32, protocol: u32, port: u32) = |tables| {
+        let protocol = FlowProtocol::from_bits(protocol as u64);
+        npolicy_ebpf::accepts(tables, RulesetId(ruleset), Class(class), protocol, port as u16) as u32
+    };
+}
+
+impl Steps for Kernel {
+    #[inline(always)]
+    fn read(self, question: &mut Question) -> Outcome {
+        Outcome(step_read(self.skb, question))
+    }
+
+    #[inline(always)]
+    fn decide(self, question: &Question) -> Outcome {
+        Outcome(match question.ether_type {
+            ether_type::IPV4 => step_decide4(self.skb, question),
+            _ => step_decide6(self.skb, question),
+        })
+    }
+
+    #[inline(always)]
+    fn judge_error(self, question: &Question) -> Outcome {
+        Outcome(match question.ether_type {
+            ether_type::IPV4 => step_judge_error4(self.skb, question),
+            _ => step_judge_error6(self.skb, question),
+        })
+    }
+
+    #[inline(always)]
+    fn remember(self, question: &Question, outcome: Outcome) -> Outcome {
+        Outcome(match question.ether_type {
+            ether_type::IPV4 => step_remember4(self.skb, question, outcome.0),
+            _ => step_remember6(self.skb, question, outcome.0),
+        })
+    }
+
+    #[inline(always)]
+    fn report(self, question: &Question, outcome: Outcome) {
+        step_report(self.skb, question, outcome.0);
+    }
+}
+
+/// Returned where the verifier thinks that there may be no question.
+const NO_QUESTION: u64 = Outcome::of(Reason::NoEndpoint).0;
+
+/// A global function's view of its arguments: nothing is known of the question but that it may be null.
+#[inline(always)]
+fn arguments<'a>(skb: *mut __sk_buff, question: *const Question) -> Option<(Kernel, &'a Question)> {
+    // SAFETY: callers hand over a question of their own, which lives until they return.
+    let question = unsafe { question.as_ref() }?;
+    Some((Kernel::new(skb)?, question))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn step_read(skb: *mut __sk_buff, question: *mut Question) -> u64 {
+    // SAFETY: as in `arguments`; nobody else looks at it meanwhile.
+    let Some(question) = (unsafe { question.as_mut() }) else { return NO_QUESTION };
+    let Some(kernel) = Kernel::new(skb) else { return NO_QUESTION };
+    npolicy_ebpf::read(kernel, question).0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn step_decide4(skb: *mut __sk_buff, question: *const Question) -> u64 {
+    let Some((kernel, question)) = arguments(skb, question) else { return NO_QUESTION };
+    npolicy_ebpf::decide::<u32, _>(kernel, question).0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn step_decide6(skb: *mut __sk_buff, question: *const Question) -> u64 {
+    let Some((kernel, question)) = arguments(skb, question) else { return NO_QUESTION };
+    npolicy_ebpf::decide::<[u64; 2], _>(kernel, question).0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn step_judge_error4(skb: *mut __sk_buff, question: *const Question) -> u64 {
+    let Some((kernel, question)) = arguments(skb, question) else { return NO_QUESTION };
+    npolicy_ebpf::judge_error::<u32, _>(kernel, question).0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn step_judge_error6(skb: *mut __sk_buff, question: *const Question) -> u64 {
+    let Some((kernel, question)) = arguments(skb, question) else { return NO_QUESTION };
+    npolicy_ebpf::judge_error::<[u64; 2], _>(kernel, question).0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn step_remember4(skb: *mut __sk_buff, question: *const Question, outcome: u64) -> u64 {
+    let Some((kernel, question)) = arguments(skb, question) else { return NO_QUESTION };
+    npolicy_ebpf::remember::<u32, _>(kernel, question, Outcome(outcome)).0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn step_remember6(skb: *mut __sk_buff, question: *const Question, outcome: u64) -> u64 {
+    let Some((kernel, question)) = arguments(skb, question) else { return NO_QUESTION };
+    npolicy_ebpf::remember::<[u64; 2], _>(kernel, question, Outcome(outcome)).0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn step_report(skb: *mut __sk_buff, question: *const Question, outcome: u64) -> u64 {
+    if let Some((kernel, question)) = arguments(skb, question) {
+        npolicy_ebpf::report(kernel, question, Outcome(outcome));
+    }
+    0
 }

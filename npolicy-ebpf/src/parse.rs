@@ -9,7 +9,7 @@ use npolicy_common::{Be16, Protocol, Reason};
 /// A frame at the hook, from its Ethernet header on.
 pub trait Frame: Copy {
     /// Bytes of the whole frame, wherever they are.
-    fn len(self) -> u32;
+    fn length(self) -> u32;
     /// The interface of the hook.
     fn ifindex(self) -> u32;
     /// The interface the packet entered this node by; 0 if the node itself made it.
@@ -47,7 +47,7 @@ pub mod ether_type {
 }
 
 /// Bytes of an Ethernet header.
-pub const ETHERNET: u32 = 14;
+pub(crate) const ETHERNET: u32 = 14;
 
 /// What a packet can do to the flow table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,6 +71,7 @@ pub enum Kind {
 
 /// What policy and the flow table need to know of a packet of either family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
 pub struct Packet {
     /// Source address: two words read in host order; an IPv4 address stands in the lower half of the second.
     pub source: [u64; 2],
@@ -94,17 +95,11 @@ impl Packet {
     const fn new(source: [u64; 2], destination: [u64; 2], protocol: Protocol) -> Self {
         Self { source, destination, source_port: 0, destination_port: 0, echo_id: 0, protocol, kind: Kind::Datagram }
     }
-
-    /// The same, without the verifier's knowledge of what kind of packet it is.
-    #[inline(always)]
-    pub fn forget<F: Frame>(self, frame: F) -> Self {
-        let kind = Kind::from_number(frame.forget(self.kind as u32) as u8);
-        Self { kind, protocol: Protocol(frame.forget(self.protocol.0 as u32) as u8), ..self }
-    }
 }
 
 /// A packet, and what the rules for frames need to know beside it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
 pub struct Careful {
     /// The packet.
     pub packet: Packet,
@@ -130,18 +125,6 @@ impl Careful {
         Self { packet, upper: 0, end: 0, hop_limit: 0, router_alert: false, fault: Self::NO_FAULT }
     }
 
-    /// The same, without the verifier's knowledge of how it was read.
-    #[inline(always)]
-    fn forget<F: Frame>(self, frame: F) -> Self {
-        Self {
-            packet: self.packet.forget(frame),
-            upper: frame.forget(self.upper),
-            router_alert: frame.forget(self.router_alert as u32) != 0,
-            fault: frame.forget(self.fault as u32) as u8,
-            ..self
-        }
-    }
-
     /// Nothing yet.
     pub const EMPTY: Self = Self::plain(Packet::new([0; 2], [0; 2], Protocol(0)));
 }
@@ -154,25 +137,9 @@ const fn from_ipv4(address: u32) -> [u64; 2] {
 
 /// The two words of an IPv6 address that starts at `at`.
 #[inline(always)]
-pub fn ipv6_at<const N: usize>(words: &[u32; N], at: usize) -> [u64; 2] {
+pub(crate) fn ipv6_at<const N: usize>(words: &[u32; N], at: usize) -> [u64; 2] {
     let half = |at| (words[at] as u64) << 32 | words[at + 1] as u64;
     [half(at), half(at + 2)]
-}
-
-impl Kind {
-    /// The kind of a number, as `kind as u8` gives it.
-    #[inline(always)]
-    pub const fn from_number(number: u8) -> Self {
-        match number {
-            0 => Self::Syn,
-            1 => Self::Segment,
-            2 => Self::Datagram,
-            3 => Self::EchoRequest,
-            4 => Self::EchoReply,
-            5 => Self::IcmpError,
-            _ => Self::Icmp,
-        }
-    }
 }
 
 const SYN: u8 = 0x02;
@@ -230,7 +197,7 @@ pub fn plain4<F: Frame>(frame: F) -> Option<Packet> {
         return None;
     }
     let total = head[8].get() as u32;
-    if total < 20 + upper_least(protocol) || total + ETHERNET > frame.len() {
+    if total < 20 + upper_least(protocol) || total + ETHERNET > frame.length() {
         return None;
     }
     let (source_port, destination_port) = (head[17].get(), head[18].get());
@@ -255,7 +222,7 @@ pub fn plain6<F: Frame>(frame: F) -> Option<Packet> {
         return None;
     }
     let payload = head[9].get() as u32;
-    if payload < upper_least(protocol) || payload + 40 + ETHERNET > frame.len() {
+    if payload < upper_least(protocol) || payload + 40 + ETHERNET > frame.length() {
         return None;
     }
     let (source_port, destination_port) = (head[27].get(), head[28].get());
@@ -275,12 +242,12 @@ pub fn plain6<F: Frame>(frame: F) -> Option<Packet> {
 /// # Errors
 /// [`Reason::Malformed`] where the header itself is cut short or contradicts itself, so that even its addresses mean
 /// nothing. What is wrong behind the addresses is a [`Careful::fault`].
-#[inline(never)]
-pub fn careful4<F: Frame>(frame: F, start: u32, careful: &mut Careful) -> Result<(), Reason> {
+#[inline(always)]
+pub(crate) fn careful4<F: Frame>(frame: F, start: u32, careful: &mut Careful) -> Result<(), Reason> {
     let [first, second, third, source, destination] = frame.load::<5>(start).ok_or(Reason::Malformed)?;
     let header = (first >> 24 & 0xf) * 4;
     let total = first & 0xffff;
-    if first >> 28 != 4 || header < 20 || total < header || start + total > frame.len() {
+    if first >> 28 != 4 || header < 20 || total < header || start + total > frame.length() {
         return Err(Reason::Malformed);
     }
     let protocol = Protocol((third >> 16) as u8);
@@ -297,7 +264,7 @@ pub fn careful4<F: Frame>(frame: F, start: u32, careful: &mut Careful) -> Result
         read_upper(frame, &mut packet, upper, end)
     };
     let hop_limit = (third >> 24) as u8;
-    *careful = Careful { packet, upper, end, hop_limit, router_alert: false, fault }.forget(frame);
+    *careful = Careful { packet, upper, end, hop_limit, router_alert: false, fault };
     Ok(())
 }
 
@@ -339,12 +306,12 @@ fn has_source_route<F: Frame>(frame: F, start: u32, length: u32) -> bool {
 ///
 /// # Errors
 /// As [`careful4`].
-#[inline(never)]
-pub fn careful6<F: Frame>(frame: F, start: u32, careful: &mut Careful) -> Result<(), Reason> {
+#[inline(always)]
+pub(crate) fn careful6<F: Frame>(frame: F, start: u32, careful: &mut Careful) -> Result<(), Reason> {
     let head = frame.load::<10>(start).ok_or(Reason::Malformed)?;
     let payload = head[1] >> 16;
     let end = start + 40 + payload;
-    if head[0] >> 28 != 6 || end > frame.len() {
+    if head[0] >> 28 != 6 || end > frame.length() {
         return Err(Reason::Malformed);
     }
     let mut packet = Packet::new(ipv6_at(&head, 2), ipv6_at(&head, 6), Protocol((head[1] >> 8) as u8));
@@ -373,7 +340,7 @@ pub fn careful6<F: Frame>(frame: F, start: u32, careful: &mut Careful) -> Result
         | 253..=255 => Reason::Unjudgeable as u8,
         _ => read_upper(frame, &mut packet, upper, end),
     };
-    *careful = Careful { packet, upper, end, hop_limit, router_alert, fault }.forget(frame);
+    *careful = Careful { packet, upper, end, hop_limit, router_alert, fault };
     Ok(())
 }
 
@@ -435,7 +402,7 @@ fn icmp_kind(protocol: Protocol, icmp_type: u8) -> Kind {
 
 /// Reads the IPv4 packet quoted at `start`, of which at least 8 bytes behind its header are there (RFC 792).
 #[inline(always)]
-pub fn quote4<F: Frame>(frame: F, start: u32, end: u32) -> Option<Packet> {
+pub(crate) fn quote4<F: Frame>(frame: F, start: u32, end: u32) -> Option<Packet> {
     if start + 28 > end {
         return None;
     }
@@ -449,7 +416,7 @@ pub fn quote4<F: Frame>(frame: F, start: u32, end: u32) -> Option<Packet> {
 
 /// Reads the IPv6 packet quoted at `start`, if its upper header stands directly behind the IPv6 header.
 #[inline(always)]
-pub fn quote6<F: Frame>(frame: F, start: u32, end: u32) -> Option<Packet> {
+pub(crate) fn quote6<F: Frame>(frame: F, start: u32, end: u32) -> Option<Packet> {
     if start + 48 > end {
         return None;
     }

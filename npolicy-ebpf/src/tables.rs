@@ -9,8 +9,6 @@ use npolicy_common::{
 };
 
 use crate::class::{class_of_ipv4, class_of_ipv6};
-use crate::events::offer;
-use crate::flow::{Ports, insert};
 use crate::ruleset::accepts;
 
 /// One pod's interface, as `ENDPOINTS` describes it.
@@ -103,11 +101,6 @@ pub trait Tables: Copy {
     /// Finds a bucket of FLOWS6 by a hash, which may exceed the table.
     fn flows6(self, hash: u32) -> Option<Self::Flows6>;
 
-    /// Returns `number`, of which the verifier then knows nothing: it walks what follows once, not once for each value.
-    #[inline(always)]
-    fn forget_number(self, number: u32) -> u32 {
-        number
-    }
     /// Returns the class of an IPv4 address.
     #[inline(always)]
     fn class_of_ipv4(self, address: u32) -> ClassWord {
@@ -123,27 +116,12 @@ pub trait Tables: Copy {
     fn accepts(self, ruleset: RulesetId, class: Class, protocol: FlowProtocol, port: u16) -> bool {
         accepts(self, ruleset, class, protocol, port)
     }
-    /// Puts a flow into FLOWS4; false if it finds no place.
-    #[inline(always)]
-    fn insert4(self, remote: u32, ports: Ports, key: FlowData) -> bool {
-        insert(self, remote, ports, key)
-    }
-    /// Puts a flow into FLOWS6; false if it finds no place.
-    #[inline(always)]
-    fn insert6(self, remote: [u64; 2], ports: Ports, key: FlowData) -> bool {
-        insert(self, remote, ports, key)
-    }
 
     /// Counts one packet, or one lost event, in the column of a [`Reason`](npolicy_common::Reason).
     fn count(self, key: CounterKey, column: u32);
     /// Lets `change` work on a slot's token bucket; false if there is no such slot or `change` says so.
     fn take_token(self, slot: u16, change: impl FnOnce(&mut TokenBucket) -> bool) -> bool;
-    /// Offers an event through the slot's token bucket, and counts it if it is lost.
-    #[inline(always)]
-    fn offer(self, slot: u16, event: &mut FlowEvent) {
-        offer(self, slot, event);
-    }
-    /// Puts an event into the ring; false if it has no room.
+    /// Offers an event; false if the ring has no room.
     fn emit(self, event: &FlowEvent) -> bool;
 }
 
