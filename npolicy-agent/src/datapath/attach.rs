@@ -9,12 +9,14 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::panic;
 use std::path::PathBuf;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::error::DatapathError;
 use super::load::Programs;
-use super::pin::{link_name, parse_link_name};
+use super::pin::{PinDir, link_name, parse_link_name};
 use super::sys::{self, Hook};
 
 /// The hooks of an endpoint's interface.
@@ -93,9 +95,12 @@ impl Link {
 /// All links of this agent.
 #[derive(Debug)]
 pub(super) struct Attachments {
+    layout: PathBuf,
     pins: PathBuf,
     /// One copy of the programs, and a second one once a place had to be taken back.
     copies: Vec<Programs>,
+    /// The second copy while it is being loaded: the verifier takes seconds, a place is to be taken back within one.
+    loading: Option<JoinHandle<Result<Programs, DatapathError>>>,
     links: BTreeMap<(u32, Hook), Link>,
     /// When a hook's first place was taken back, as far as that matters.
     heals: BTreeMap<(u32, Hook), Vec<Instant>>,
@@ -104,7 +109,8 @@ pub(super) struct Attachments {
 impl Attachments {
     /// Takes over the pinned links, which run this agent's programs when this returns. Pins of interfaces that are gone
     /// are removed.
-    pub(super) fn adopt(pins: PathBuf, programs: Programs) -> Result<Self, DatapathError> {
+    pub(super) fn adopt(pin: &PinDir, programs: Programs) -> Result<Self, DatapathError> {
+        let (layout, pins) = (pin.layout(), pin.links());
         let reading = || DatapathError::kernel(format!("read {}", pins.display()));
         let mut names = Vec::new();
         for entry in fs::read_dir(&pins).map_err(reading())? {
@@ -112,13 +118,17 @@ impl Attachments {
         }
         // A link that was to replace another, by an agent that stopped in between: it is the first in its chain.
         names.sort_unstable_by_key(|name| !name.ends_with(NEW));
-        let mut adopted = Self { pins, copies: vec![programs], links: BTreeMap::new(), heals: BTreeMap::new() };
+        let (links, heals) = (BTreeMap::new(), BTreeMap::new());
+        let mut adopted = Self { layout, pins, copies: vec![programs], loading: None, links, heals };
         for name in names {
             let Some((ifindex, hook)) = parse_link_name(name.trim_end_matches(NEW)) else { continue };
             adopted
                 .adopt_link(&name, ifindex, hook)
                 .map_err(DatapathError::kernel(format!("adopt the pinned link {name}")))?;
         }
+        let layout = adopted.layout.clone();
+        let thread = thread::Builder::new().name("second copy".into()).spawn(move || Programs::load(&layout, None));
+        adopted.loading = Some(thread.map_err(DatapathError::kernel("start a thread to load the programs again"))?);
         Ok(adopted)
     }
 
@@ -136,7 +146,13 @@ impl Attachments {
         if name.ends_with(NEW) {
             fs::rename(&pin, self.pins.join(link_name(ifindex, hook)))?;
         }
-        sys::update_link(&fd, self.copies[0].on(hook))?;
+        match sys::update_link(&fd, self.copies[0].on(hook)) {
+            // The interface went just now.
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+                return super::pin::remove_tree(&self.pins.join(link_name(ifindex, hook)));
+            }
+            updated => updated?,
+        }
         self.links.insert((ifindex, hook), Link::of(fd, 0)?);
         Ok(())
     }
@@ -205,8 +221,8 @@ impl Attachments {
         Ok(())
     }
 
-    /// Looks at every hook and heals what is not as it should be. `second_copy` loads the programs once more.
-    pub(super) fn verify(&mut self, mut second_copy: impl FnMut() -> Result<Programs, DatapathError>) -> Vec<Fault> {
+    /// Looks at every hook and heals what is not as it should be.
+    pub(super) fn verify(&mut self) -> Vec<Fault> {
         let mut faults = Vec::new();
         let places: Vec<(u32, Hook)> = self.links.keys().copied().collect();
         for (ifindex, hook) in places {
@@ -225,10 +241,17 @@ impl Attachments {
                     continue;
                 }
             };
-            let unhealed = self.heal(ifindex, hook, &problem, &mut second_copy).err();
+            let unhealed = self.heal(ifindex, hook, &problem).err();
             faults.push(Fault { ifindex, hook: hook_name(hook), problem, unhealed });
         }
         faults
+    }
+
+    fn second_copy(&mut self) -> Result<Programs, DatapathError> {
+        match self.loading.take() {
+            Some(loading) => loading.join().unwrap_or_else(|panic| panic::resume_unwind(panic)),
+            None => Programs::load(&self.layout, None),
+        }
     }
 
     fn find_problem(&mut self, ifindex: u32, hook: Hook) -> io::Result<Option<Problem>> {
@@ -253,13 +276,7 @@ impl Attachments {
         Ok((!is_pinned).then_some(Problem::PinRemoved))
     }
 
-    fn heal(
-        &mut self,
-        ifindex: u32,
-        hook: Hook,
-        problem: &Problem,
-        second_copy: &mut impl FnMut() -> Result<Programs, DatapathError>,
-    ) -> io::Result<()> {
+    fn heal(&mut self, ifindex: u32, hook: Hook, problem: &Problem) -> io::Result<()> {
         let link = &self.links[&(ifindex, hook)];
         match problem {
             Problem::Contested(_) | Problem::Unreadable => Ok(()),
@@ -269,11 +286,22 @@ impl Attachments {
             Problem::NotFirst(_) => {
                 let other = 1 - link.copy;
                 if self.copies.len() <= other {
-                    self.copies.push(second_copy().map_err(io::Error::other)?);
+                    let copy = self.second_copy().map_err(io::Error::other)?;
+                    self.copies.push(copy);
                 }
                 self.heals.entry((ifindex, hook)).or_default().push(Instant::now());
                 self.put_first(ifindex, hook, other)
             }
+        }
+    }
+}
+
+impl Drop for Attachments {
+    /// A copy that is being loaded uses the pinned maps: nobody may take them away meanwhile.
+    fn drop(&mut self) {
+        if let Some(loading) = self.loading.take() {
+            // What became of it does not matter any more.
+            drop(loading.join());
         }
     }
 }

@@ -12,7 +12,7 @@ use super::counters::{Counters, EndpointCounters};
 use super::error::DatapathError;
 use super::flows::Flows;
 use super::grace::Grace;
-use super::load::{self, Programs};
+use super::load;
 use super::maps::MappedArray;
 use super::pin::PinDir;
 use super::publish::{PublishReport, Publisher, TableUsage};
@@ -73,7 +73,7 @@ pub struct Datapath {
     jiffies: Jiffies,
     is_adopted: bool,
     // Last: its lock goes when everything else is gone.
-    pin: PinDir,
+    _pin: PinDir,
 }
 
 impl Datapath {
@@ -93,7 +93,7 @@ impl Datapath {
         let pin = PinDir::open(&config.pin_dir)?;
         let opened = load::open(&pin, config)?;
         let config = load::config(&pin)?;
-        let attachments = Attachments::adopt(pin.links(), opened.programs)?;
+        let attachments = Attachments::adopt(&pin, opened.programs)?;
         let flows = Flows { v4: opened.flows4, v6: opened.flows6 };
         let grace = Grace::new().map_err(DatapathError::kernel("wait for a grace period"))?;
         let publisher = Publisher::new(opened.tables, &Limits::default(), grace, &flows.endpoints())?;
@@ -107,7 +107,7 @@ impl Datapath {
             config,
             jiffies,
             is_adopted: opened.is_adopted,
-            pin,
+            _pin: pin,
         };
         datapath.drop_lines_without_links()?;
         datapath.clear_free_slots()?;
@@ -224,8 +224,7 @@ impl Datapath {
 
     /// Looks whether our programs are attached, first and the right ones everywhere; heals what is not, and says so.
     pub fn verify(&mut self) -> Vec<Fault> {
-        let Self { attachments, pin, .. } = self;
-        attachments.verify(|| Programs::load(&pin.layout(), None))
+        self.attachments.verify()
     }
 
     /// Erases dead entries of the flow tables, and frees numbers of endpoints that are gone. To be called once a minute.
