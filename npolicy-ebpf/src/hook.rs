@@ -8,7 +8,8 @@
 //! The upper way is the one nearly every packet takes. It may only say what the lower would say, sooner.
 
 use npolicy_common::{
-    Class, CounterKey, Direction, EndpointWord, EventState, Origin, Reason, RulesetId, Verdict, config_flags, flow_time,
+    Class, CounterKey, Direction, EndpointWord, EventState, FlowProtocol, Origin, Reason, RulesetId, Verdict,
+    config_flags, flow_time,
 };
 
 use crate::flow::{self, Address, FlowKey, Found};
@@ -38,6 +39,12 @@ pub trait Steps: Tables + Frame {
     fn decide(self, question: &Question) -> Outcome;
     /// Calls [`crate::verdict::judge_error`] for the family of the packet.
     fn judge_error(self, question: &Question) -> Outcome;
+    /// Calls [`crate::sockets::recover`] for the family of the packet.
+    fn recover(self, question: &Question) -> Outcome;
+    /// Calls [`crate::sockets::mark_opened`].
+    fn mark_opened(self, question: &Question, outcome: Outcome) -> Outcome;
+    /// Calls [`crate::sockets::mark_accepted`] for the family of the packet.
+    fn mark_accepted(self, question: &Question, outcome: Outcome) -> Outcome;
     /// Calls [`crate::verdict::remember`] for the family of the packet.
     fn remember(self, question: &Question, outcome: Outcome) -> Outcome;
     /// Calls [`crate::events::report`].
@@ -60,11 +67,19 @@ pub struct Question {
     pub direction: u16,
 }
 
+impl Question {
+    /// Whether the packet is a SYN that the pod sends.
+    #[inline(always)]
+    fn opens_connection(&self) -> bool {
+        self.careful.packet.kind == Kind::Syn && self.direction as u32 == EGRESS
+    }
+}
+
 /// What becomes of a packet, and what its event says of it.
 ///
 /// One word, for that is what a step can return: the number of the [`Reason`] in bits 0 to 7, the [`EventState`] in bits
-/// 8 to 15, bit 16 where the ruleset of the other direction judged, the [`Origin`] in bits 24 to 25, and the [`Class`]
-/// from bit 32.
+/// 8 to 15, bit 16 where the ruleset of the other direction judged, bit 17 where an entry has to be made, bit 18 its
+/// [`Direction`], bit 19 where its socket has to be marked, the [`Origin`] in bits 24 to 25, and the [`Class`] from bit 32.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Outcome(pub u64);
@@ -72,7 +87,12 @@ pub struct Outcome(pub u64);
 impl Outcome {
     /// Not decided yet: the next step has to.
     pub const OPEN: Self = Self(0xff);
+    /// Not decided yet: a TCP segment without an entry, of which the pod's socket may know.
+    pub const LOST: Self = Self(0xfe);
     const OPPOSITE: u64 = 1 << 16;
+    const ENTRY: u64 = 1 << 17;
+    const DIRECTION_SHIFT: u32 = 18;
+    const UNMARKED: u64 = 1 << 19;
 
     /// An outcome of which no more than the reason is known.
     #[inline(always)]
@@ -92,10 +112,16 @@ impl Outcome {
         Self(self.0 | (class.0 as u64) << 32)
     }
 
-    /// The same, the flow having this origin.
+    /// The same, and an entry has to be made of a flow that took this direction and has this origin.
     #[inline(always)]
-    pub const fn with_origin(self, origin: Origin) -> Self {
-        Self(self.0 | (origin.0 as u64 & 3) << 24)
+    pub const fn with_entry(self, direction: Direction, origin: Origin) -> Self {
+        Self(self.0 | Self::ENTRY | (direction.index() as u64) << Self::DIRECTION_SHIFT | (origin.0 as u64 & 3) << 24)
+    }
+
+    /// The same, and the socket of a flow that the pod accepted, with this origin, has to be marked.
+    #[inline(always)]
+    pub const fn with_unmarked(self, origin: Origin) -> Self {
+        Self(self.0 | Self::UNMARKED | (origin.0 as u64 & 3) << 24)
     }
 
     /// The same for a packet of a flow: in its direction, or, where the other direction's ruleset judged, against it.
@@ -140,6 +166,24 @@ impl Outcome {
     #[inline(always)]
     pub const fn is_by_opposite(self) -> bool {
         self.0 & Self::OPPOSITE != 0
+    }
+
+    /// Whether an entry has to be made.
+    #[inline(always)]
+    pub const fn has_entry(self) -> bool {
+        self.0 & Self::ENTRY != 0
+    }
+
+    /// The direction that the entry's flow took.
+    #[inline(always)]
+    pub const fn direction(self) -> Direction {
+        Direction::from_index((self.0 >> Self::DIRECTION_SHIFT) as u32)
+    }
+
+    /// Whether the pod's socket has to be marked.
+    #[inline(always)]
+    pub const fn is_unmarked(self) -> bool {
+        self.0 & Self::UNMARKED != 0
     }
 
     /// The flow's origin.
@@ -262,8 +306,17 @@ fn judge_slowly<K: Steps>(kernel: K, question: &mut Question) -> Outcome {
         outcome = kernel.judge_error(question);
     } else if outcome == Outcome::OPEN {
         outcome = kernel.decide(question);
-        if outcome.is(Reason::NewFlow) {
+        if outcome == Outcome::LOST {
+            outcome = kernel.recover(question);
+        }
+        if outcome.has_entry() && question.opens_connection() {
+            outcome = kernel.mark_opened(question, outcome);
+        }
+        if outcome.has_entry() {
             outcome = kernel.remember(question, outcome);
+        }
+        if outcome.is_unmarked() {
+            outcome = kernel.mark_accepted(question, outcome);
         }
     }
     let is_new = outcome.is(Reason::NewFlow) || outcome.is(Reason::NoRoom);
@@ -294,6 +347,7 @@ impl<K: Steps> Hook<K> {
             && let Some(found) = search.found()
             && found.key.generation() == self.word.generation()
             && self.speaks(&found)
+            && !self.must_mark(&found)
         {
             self.keep(&found);
             return Quick::Passes;
@@ -314,6 +368,15 @@ impl<K: Steps> Hook<K> {
             Origin::NODE_SELF => self.kernel.ingress_ifindex() == 0,
             _ => self.kernel.ingress_ifindex() == self.kernel.ifindex(),
         }
+    }
+
+    /// Whether the pod answers on a connection that it accepted, and its socket does not say so yet.
+    #[inline(always)]
+    pub(crate) fn must_mark<B: Bucket>(&self, found: &Found<B>) -> bool {
+        same(self.direction, Direction::Egress)
+            && same(found.key.direction(), Direction::Ingress)
+            && found.key.protocol() as u8 == FlowProtocol::Tcp as u8
+            && !found.key.is_marked()
     }
 
     /// Extends an accepted entry, if this packet does: one store a second at most.

@@ -14,6 +14,7 @@ mod frames;
 mod hook;
 mod parse;
 mod ruleset;
+mod sockets;
 mod verdict;
 
 pub use class::{class_of_ipv4, class_of_ipv6};
@@ -22,5 +23,6 @@ pub use flow::Address;
 pub use hook::{Outcome, Question, Steps, from_endpoint, to_endpoint};
 pub use parse::{Careful, Frame, Kind, Packet, ether_type, plain4, plain6};
 pub use ruleset::accepts;
+pub use sockets::{Connection, Marking, Socket, mark_accepted, mark_opened, recover};
 pub use tables::{Bucket, Line, Listing, Tables};
 pub use verdict::{decide, judge_error, read, remember};

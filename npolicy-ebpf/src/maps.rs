@@ -7,9 +7,14 @@
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_RB_NO_WAKEUP};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_RB_NO_WAKEUP, BPF_SK_STORAGE_GET_F_CREATE, BPF_TCP_CLOSE,
+    BPF_TCP_LISTEN, BPF_TCP_NEW_SYN_RECV, BPF_TCP_TIME_WAIT, bpf_sock, bpf_sock_tuple,
+};
+use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_skb_load_bytes};
-use aya_ebpf::macros::map;
+use aya_ebpf::helpers::generated::{bpf_sk_fullsock, bpf_sk_release, bpf_sk_storage_get, bpf_skc_lookup_tcp};
+use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
 use npolicy_common::maps::{
@@ -21,7 +26,9 @@ use npolicy_common::{
     EndpointWord, FLOW_WAYS, FlowBucket4, FlowBucket6, FlowData, FlowEvent, FlowProtocol, PortsBlock, PortsTop, Reason,
     RulesetChunk, RulesetId, TokenBucket,
 };
-use npolicy_ebpf::{Bucket, Frame, Line, Listing, Outcome, Question, Steps, Tables, ether_type};
+use npolicy_ebpf::{
+    Bucket, Connection, Frame, Line, Listing, Marking, Outcome, Question, Socket, Steps, Tables, ether_type,
+};
 
 #[map]
 static ENDPOINTS: Array<EndpointLine> = Array::with_max_entries(ENDPOINTS_ENTRIES, BPF_F_MMAPABLE);
@@ -45,6 +52,8 @@ static PORTS: Array<PortsBlock> = Array::with_max_entries(PORTS_ENTRIES, BPF_F_M
 static FLOWS4: Array<FlowBucket4> = Array::with_max_entries(FLOWS_BUCKETS, BPF_F_MMAPABLE);
 #[map]
 static FLOWS6: Array<FlowBucket6> = Array::with_max_entries(FLOWS_BUCKETS, BPF_F_MMAPABLE);
+#[btf_map]
+static SOCKETS: SkStorage<u32> = SkStorage::new();
 #[map]
 static COUNTERS: PerCpuArray<CounterRow> = PerCpuArray::with_max_entries(COUNTER_SLOTS * 2, 0);
 #[map]
@@ -82,11 +91,116 @@ macro_rules! load {
 
 /// Loads a field of the program's context.
 macro_rules! context {
-    ($kernel:expr, $field:ident) => {{
+    ($kernel:expr, $($field:ident).+) => {{
         // SAFETY: the kernel hands every classifier a valid context.
-        unsafe { (*$kernel.skb).$field }
+        unsafe { (*$kernel.skb).$($field).+ }
     }};
 }
+
+/// Loads a field of a socket.
+macro_rules! socket_field {
+    ($socket:expr, $field:ident) => {{
+        // SAFETY: the socket comes from a helper and is not given back yet.
+        unsafe { (*$socket).$field }
+    }};
+}
+
+/// Finding the pod's own sockets.
+impl Kernel {
+    /// The socket that sent the packet, if it is a full TCP stream socket with the packet's two ports. Behind a raw frame
+    /// stands a packet or raw socket, of which a connected one says TCP and ESTABLISHED too.
+    #[inline(always)]
+    fn sender(self, connection: &Connection) -> Option<*mut bpf_sock> {
+        if !connection.may_be_sender {
+            return None;
+        }
+        let socket = context!(self, __bindgen_anon_2.sk);
+        if socket.is_null() {
+            return None;
+        }
+        // SAFETY: the helper (5.1) takes what the context calls its socket, and returns it or null.
+        let socket = unsafe { bpf_sk_fullsock(socket) };
+        if socket.is_null() {
+            return None;
+        }
+        let is_stream = socket_field!(socket, type_) == SOCK_STREAM && socket_field!(socket, protocol) == IPPROTO_TCP;
+        // The source port stands in host order, the destination port in network order.
+        let has_ports = socket_field!(socket, src_port) == connection.local_port as u32
+            && u16::from_be(socket_field!(socket, dst_port)) == connection.remote_port;
+        let is_connected = !matches!(state(socket), BPF_TCP_LISTEN | BPF_TCP_CLOSE);
+        (is_stream && has_ports && is_connected).then_some(socket)
+    }
+
+    /// The socket that would get the other side's packets, in the pod's namespace; to be given back.
+    #[inline(always)]
+    fn look_up(self, connection: &Connection) -> Option<*mut bpf_sock> {
+        let [local, remote] = [connection.local, connection.remote];
+        let mut tuple = MaybeUninit::<bpf_sock_tuple>::zeroed();
+        let to = tuple.as_mut_ptr().cast::<u32>();
+        let ports = u32::from_be((connection.remote_port as u32) << 16 | connection.local_port as u32);
+        let words = if connection.is_ipv4 { 3 } else { 9 };
+        if connection.is_ipv4 {
+            // SAFETY: an IPv4 tuple is three words: source, destination, both ports.
+            unsafe { to.cast::<[u32; 3]>().write([(remote[1] as u32).to_be(), (local[1] as u32).to_be(), ports]) };
+        } else {
+            let halves = [remote[0], remote[1], local[0], local[1]].map(u64::to_be);
+            // SAFETY: an IPv6 tuple is four words each for source and destination.
+            unsafe { to.cast::<[u64; 4]>().write_unaligned(halves) };
+            // SAFETY: both ports stand behind them.
+            let to = unsafe { to.add(8) };
+            // SAFETY: as above.
+            unsafe { to.write(ports) };
+        }
+        let skb = self.skb.cast::<c_void>();
+        let netns_id = connection.netns_id as u64;
+        // SAFETY: the tuple is as long as said; the helper (5.2) returns a socket that is given back by `release`.
+        let socket = unsafe { bpf_skc_lookup_tcp(skb, tuple.as_mut_ptr(), words * 4, netns_id, 0) };
+        (!socket.is_null()).then_some(socket)
+    }
+}
+
+#[inline(always)]
+fn state(socket: *mut bpf_sock) -> u32 {
+    socket_field!(socket, state)
+}
+
+#[inline(always)]
+fn release(socket: *mut bpf_sock) {
+    // SAFETY: the socket comes from `look_up` and is not used any more.
+    unsafe { bpf_sk_release(socket.cast()) };
+}
+
+/// The mark that a full socket carries; 0 if none.
+#[inline(always)]
+fn mark_of(socket: *mut bpf_sock) -> u32 {
+    let map = (&raw const SOCKETS).cast_mut().cast::<c_void>();
+    // SAFETY: the map and the socket are valid; without a flag the helper (5.2) only looks.
+    let mark = unsafe { bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), 0) }.cast::<u32>();
+    if mark.is_null() {
+        return 0;
+    }
+    // SAFETY: the helper returned the value's place.
+    unsafe { mark.read_volatile() }
+}
+
+#[inline(always)]
+fn put_mark(socket: *mut bpf_sock, mark: u32) -> Marking {
+    let map = (&raw const SOCKETS).cast_mut().cast::<c_void>();
+    let create = BPF_SK_STORAGE_GET_F_CREATE as u64;
+    // SAFETY: as in `mark_of`; with the flag the helper makes the value if it can.
+    let place = unsafe { bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), create) }.cast::<u32>();
+    if place.is_null() {
+        return Marking::Refused;
+    }
+    // SAFETY: the helper returned the value's place.
+    unsafe { place.write_volatile(mark) };
+    Marking::Done
+}
+
+/// `include/linux/net.h`.
+const SOCK_STREAM: u32 = 1;
+/// `include/uapi/linux/in.h`.
+const IPPROTO_TCP: u32 = 6;
 
 /// A line of ENDPOINTS or ENDPOINTS_MORE.
 #[derive(Clone, Copy)]
@@ -348,6 +462,43 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn socket(self, connection: &Connection) -> Socket {
+        if let Some(socket) = self.sender(connection) {
+            return Socket::Full(mark_of(socket));
+        }
+        if connection.netns_id < 0 {
+            return Socket::Unasked;
+        }
+        let Some(socket) = self.look_up(connection) else { return Socket::Absent };
+        let answer = match state(socket) {
+            BPF_TCP_LISTEN => Socket::Listener,
+            BPF_TCP_NEW_SYN_RECV => Socket::HalfOpen,
+            BPF_TCP_CLOSE | BPF_TCP_TIME_WAIT => Socket::Absent,
+            _ => Socket::Full(mark_of(socket)),
+        };
+        release(socket);
+        answer
+    }
+
+    #[inline(always)]
+    fn mark_socket(self, connection: &Connection, mark: u32) -> Marking {
+        if let Some(socket) = self.sender(connection) {
+            return put_mark(socket, mark);
+        }
+        if connection.netns_id < 0 {
+            return Marking::NoSocket;
+        }
+        let Some(socket) = self.look_up(connection) else { return Marking::NoSocket };
+        let marking = match state(socket) {
+            BPF_TCP_LISTEN | BPF_TCP_NEW_SYN_RECV => Marking::NotYet,
+            BPF_TCP_CLOSE | BPF_TCP_TIME_WAIT => Marking::NoSocket,
+            _ => put_mark(socket, mark),
+        };
+        release(socket);
+        marking
+    }
+
+    #[inline(always)]
     fn count(self, key: CounterKey, column: u32) {
         let Some(row) = COUNTERS.get_ptr_mut(key.0) else { return };
         // SAFETY: the row has 32 columns and the mask keeps within.
@@ -484,6 +635,27 @@ impl Steps for Kernel {
     }
 
     #[inline(always)]
+    fn recover(self, question: &Question) -> Outcome {
+        Outcome(match question.ether_type {
+            ether_type::IPV4 => step_recover4(self.skb, question),
+            _ => step_recover6(self.skb, question),
+        })
+    }
+
+    #[inline(always)]
+    fn mark_opened(self, question: &Question, outcome: Outcome) -> Outcome {
+        Outcome(step_mark_opened(self.skb, question, outcome.0))
+    }
+
+    #[inline(always)]
+    fn mark_accepted(self, question: &Question, outcome: Outcome) -> Outcome {
+        Outcome(match question.ether_type {
+            ether_type::IPV4 => step_mark_accepted4(self.skb, question, outcome.0),
+            _ => step_mark_accepted6(self.skb, question, outcome.0),
+        })
+    }
+
+    #[inline(always)]
     fn remember(self, question: &Question, outcome: Outcome) -> Outcome {
         Outcome(match question.ether_type {
             ether_type::IPV4 => step_remember4(self.skb, question, outcome.0),
@@ -517,46 +689,41 @@ extern "C" fn step_read(skb: *mut __sk_buff, question: *mut Question) -> u64 {
     npolicy_ebpf::read(kernel, question).0
 }
 
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn step_decide4(skb: *mut __sk_buff, question: *const Question) -> u64 {
-    let Some((kernel, question)) = arguments(skb, question) else { return NO_QUESTION };
-    npolicy_ebpf::decide::<u32, _>(kernel, question).0
+/// Steps that take a question, and those that take what the step before made of it too.
+macro_rules! steps {
+    ($($name:ident = $step:path;)*) => {$(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name(skb: *mut __sk_buff, question: *const Question) -> u64 {
+            let Some((kernel, question)) = arguments(skb, question) else { return NO_QUESTION };
+            $step(kernel, question).0
+        }
+    )*};
+    ($($name:ident(outcome) = $step:path;)*) => {$(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name(skb: *mut __sk_buff, question: *const Question, outcome: u64) -> u64 {
+            let Some((kernel, question)) = arguments(skb, question) else { return NO_QUESTION };
+            $step(kernel, question, Outcome(outcome)).0
+        }
+    )*};
 }
 
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn step_decide6(skb: *mut __sk_buff, question: *const Question) -> u64 {
-    let Some((kernel, question)) = arguments(skb, question) else { return NO_QUESTION };
-    npolicy_ebpf::decide::<[u64; 2], _>(kernel, question).0
+steps! {
+    step_decide4 = npolicy_ebpf::decide::<u32, Kernel>;
+    step_decide6 = npolicy_ebpf::decide::<[u64; 2], Kernel>;
+    step_judge_error4 = npolicy_ebpf::judge_error::<u32, Kernel>;
+    step_judge_error6 = npolicy_ebpf::judge_error::<[u64; 2], Kernel>;
+    step_recover4 = npolicy_ebpf::recover::<u32, Kernel>;
+    step_recover6 = npolicy_ebpf::recover::<[u64; 2], Kernel>;
 }
 
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn step_judge_error4(skb: *mut __sk_buff, question: *const Question) -> u64 {
-    let Some((kernel, question)) = arguments(skb, question) else { return NO_QUESTION };
-    npolicy_ebpf::judge_error::<u32, _>(kernel, question).0
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn step_judge_error6(skb: *mut __sk_buff, question: *const Question) -> u64 {
-    let Some((kernel, question)) = arguments(skb, question) else { return NO_QUESTION };
-    npolicy_ebpf::judge_error::<[u64; 2], _>(kernel, question).0
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn step_remember4(skb: *mut __sk_buff, question: *const Question, outcome: u64) -> u64 {
-    let Some((kernel, question)) = arguments(skb, question) else { return NO_QUESTION };
-    npolicy_ebpf::remember::<u32, _>(kernel, question, Outcome(outcome)).0
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn step_remember6(skb: *mut __sk_buff, question: *const Question, outcome: u64) -> u64 {
-    let Some((kernel, question)) = arguments(skb, question) else { return NO_QUESTION };
-    npolicy_ebpf::remember::<[u64; 2], _>(kernel, question, Outcome(outcome)).0
+steps! {
+    step_mark_opened(outcome) = npolicy_ebpf::mark_opened::<Kernel>;
+    step_mark_accepted4(outcome) = npolicy_ebpf::mark_accepted::<u32, Kernel>;
+    step_mark_accepted6(outcome) = npolicy_ebpf::mark_accepted::<[u64; 2], Kernel>;
+    step_remember4(outcome) = npolicy_ebpf::remember::<u32, Kernel>;
+    step_remember6(outcome) = npolicy_ebpf::remember::<[u64; 2], Kernel>;
 }
 
 #[unsafe(no_mangle)]

@@ -10,6 +10,7 @@ use npolicy_common::{
 
 use crate::class::{class_of_ipv4, class_of_ipv6};
 use crate::ruleset::accepts;
+use crate::sockets::{Connection, Marking, Socket};
 
 /// One pod's interface, as `ENDPOINTS` describes it.
 pub trait Line: Copy {
@@ -116,6 +117,11 @@ pub trait Tables: Copy {
     fn accepts(self, ruleset: RulesetId, class: Class, protocol: FlowProtocol, port: u16) -> bool {
         accepts(self, ruleset, class, protocol, port)
     }
+
+    /// Asks for the pod's own socket of a connection.
+    fn socket(self, connection: &Connection) -> Socket;
+    /// Puts a mark on the pod's own socket of a connection, if it is a full one.
+    fn mark_socket(self, connection: &Connection, mark: u32) -> Marking;
 
     /// Counts one packet, or one lost event, in the column of a [`Reason`](npolicy_common::Reason).
     fn count(self, key: CounterKey, column: u32);

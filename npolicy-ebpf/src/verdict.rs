@@ -117,7 +117,9 @@ pub fn decide<A: Address, K: Steps>(kernel: K, question: &Question) -> Outcome {
         if packet.kind != Kind::Syn && (!is_against || flow::is_reply(packet.kind)) {
             if found.key.generation() == hook.word.generation() {
                 hook.keep(&found);
-                return Outcome::of(Reason::Flow);
+                let outcome = Outcome::of(Reason::Flow);
+                let must_mark = hook.must_mark(&found);
+                return if must_mark { outcome.with_unmarked(found.key.origin()) } else { outcome };
             }
             let direction = found.key.direction();
             let peer = hook.peer_by_origin(found.key.origin(), key.remote);
@@ -139,7 +141,7 @@ pub fn decide<A: Address, K: Steps>(kernel: K, question: &Question) -> Outcome {
         }
     }
     if packet.kind == Kind::Segment {
-        return recover(hook, &key);
+        return Outcome::LOST;
     }
     open(hook, packet.kind, &key, is_against)
 }
@@ -149,41 +151,24 @@ pub fn decide<A: Address, K: Steps>(kernel: K, question: &Question) -> Outcome {
 fn open<A: Address, K: Steps>(hook: &Hook<K>, kind: Kind, key: &FlowKey<A>, is_against: bool) -> Outcome {
     let peer = hook.peer(key.remote);
     let outcome = hook.evaluate(hook.direction, peer.word, key.protocol, key.judged_port(hook.direction));
+    let new_flow = Outcome::of(Reason::NewFlow).with_entry(hook.direction, peer.origin);
     let outcome = match (outcome, kind) {
-        (Outcome::OPEN, Kind::Syn | Kind::Datagram) => Outcome::of(Reason::NewFlow),
-        (Outcome::OPEN, Kind::EchoRequest) if !is_against => Outcome::of(Reason::NewFlow),
+        (Outcome::OPEN, Kind::Syn | Kind::Datagram) => new_flow,
+        (Outcome::OPEN, Kind::EchoRequest) if !is_against => new_flow,
         (Outcome::OPEN, _) => Outcome::of(Reason::Untracked),
         (denied, _) => denied,
     };
-    outcome.with_class(peer.word.class()).with_origin(peer.origin)
+    outcome.with_class(peer.word.class())
 }
 
-/// Puts a new flow that was accepted into the flow table; without room the packet passes all the same.
+/// Puts a flow that was accepted into the flow table; without room the packet passes all the same.
 #[inline(always)]
 pub fn remember<A: Address, K: Steps>(kernel: K, question: &Question, outcome: Outcome) -> Outcome {
     let Some(hook) = Hook::of(kernel, question) else { return Outcome::of(Reason::NoEndpoint) };
     let key = FlowKey::<A>::of(hook.line.endpoint(), hook.direction, &question.careful.packet);
-    let entry = flow::new_key(&key, hook.direction, outcome.origin(), hook.now, hook.word.generation());
-    if flow::insert(kernel, &key, entry) { outcome } else { outcome.because(Reason::NoRoom) }
-}
-
-/// Judges a TCP segment that belongs to no entry and cannot open a flow: either side may have opened it, so both
-/// directions must accept. It passes without an entry.
-#[inline(always)]
-fn recover<A: Address, K: Steps>(hook: &Hook<K>, key: &FlowKey<A>) -> Outcome {
-    let peer = hook.peer(key.remote);
-    let by_class = hook.peer_by_origin(Origin::CLASS, key.remote);
-    let opposite = hook.direction.opposite();
-    let mut outcome = hook.evaluate(hook.direction, peer.word, key.protocol, key.judged_port(hook.direction));
-    if outcome == Outcome::OPEN {
-        outcome = hook.evaluate(opposite, by_class, key.protocol, key.judged_port(opposite));
-    }
-    let reason = match outcome {
-        Outcome::OPEN => Reason::Recovered,
-        _ if outcome.is(Reason::Unidentified) => Reason::Unidentified,
-        _ => Reason::NoFlow,
-    };
-    Outcome::of(reason).with_class(by_class.class())
+    let entry = flow::new_key(&key, outcome.direction(), outcome.origin(), hook.now, hook.word.generation());
+    let has_room = flow::insert(kernel, &key, entry);
+    if !has_room && outcome.is(Reason::NewFlow) { outcome.because(Reason::NoRoom) } else { outcome }
 }
 
 /// Judges an ICMP message that belongs to no flow and makes none.
@@ -258,9 +243,9 @@ fn is_about_accepted_flow<A: Address, K: Steps>(hook: &Hook<K>, error: &Packet, 
 
 /// The other side of a packet: who it is, and the class that goes with that.
 #[derive(Clone, Copy)]
-struct Peer {
-    origin: Origin,
-    word: ClassWord,
+pub(crate) struct Peer {
+    pub(crate) origin: Origin,
+    pub(crate) word: ClassWord,
 }
 
 impl<K: Steps> Hook<K> {
@@ -268,7 +253,7 @@ impl<K: Steps> Hook<K> {
     ///
     /// Returns [`Outcome::OPEN`] where it is accepted, else why not.
     #[inline(always)]
-    fn evaluate(&self, direction: Direction, peer: ClassWord, protocol: FlowProtocol, port: u16) -> Outcome {
+    pub(crate) fn evaluate(&self, direction: Direction, peer: ClassWord, protocol: FlowProtocol, port: u16) -> Outcome {
         let ruleset = self.word.ruleset(direction);
         let class = peer.class();
         match ruleset {
@@ -289,7 +274,7 @@ impl<K: Steps> Hook<K> {
     /// by no interface *and* its source is this node's (netfilter's resets and transparent proxies on the node carry
     /// other addresses); the pod itself, where it entered by the pod's own; else what the tables say of the source.
     #[inline(always)]
-    fn peer<A: Address>(&self, remote: A) -> Peer {
+    pub(crate) fn peer<A: Address>(&self, remote: A) -> Peer {
         let kernel = self.kernel;
         let ingress = kernel.ingress_ifindex();
         let is_ingress = same(self.direction, Direction::Ingress);
@@ -305,7 +290,7 @@ impl<K: Steps> Hook<K> {
 
     /// The peer of an entry that is judged again: by its origin, for a reply cannot show it.
     #[inline(always)]
-    fn peer_by_origin<A: Address>(&self, origin: Origin, remote: A) -> ClassWord {
+    pub(crate) fn peer_by_origin<A: Address>(&self, origin: Origin, remote: A) -> ClassWord {
         match origin {
             Origin::CLASS => remote.class(self.kernel),
             Origin::NODE_SELF => ClassWord::class_entry(Class::NODE_SELF, 0),
