@@ -51,6 +51,18 @@ pub(crate) fn check() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Builds the programs that the benchmark compares with, and returns where they are. They are not committed.
+///
+/// # Errors
+///
+/// A tool is missing, or the programs do not build.
+pub(crate) fn write_bench() -> anyhow::Result<PathBuf> {
+    let tools = setup::bpf_tools(None)?;
+    let path = workspace::root().join("target/ebpf/npolicy-bench.o");
+    fs::write(&path, build(&tools, "npolicy-bench")?).with_context(|| format!("write {}", path.display()))?;
+    Ok(path)
+}
+
 /// Finds or installs what a check needs, so that a missing tool is named before anything takes long.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 //! Builds, tests and checks npolicy: `cargo xtask --help`.
 
+mod bench;
 mod ci;
 mod demo;
 mod ebpf;
@@ -40,6 +41,8 @@ enum Command {
     },
     /// Load the BPF object and hold the instructions that the verifier walks against their budgets
     Verifier,
+    /// Measure what a packet costs, beside the kernel's own units
+    Bench(bench::Args),
     /// Check the rules of this repository that no compiler checks
     Tidy,
 }
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Ebpf { check: false } => ebpf::write(),
         Command::Ebpf { check: true } => ebpf::check(),
         Command::Verifier => verifier::run(),
+        Command::Bench(args) => bench::run(&args),
         Command::Tidy => tidy::run(),
     };
     match outcome {
