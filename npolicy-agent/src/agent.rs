@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
-use npolicy_common::{Direction, EventState, FLOW_WAYS, FlowEvent, FlowProtocol, Reason};
+use npolicy_common::{Direction, EventState, FLOW_WAYS, FlowEvent, FlowProtocol, Reason, Verdict};
 use rustc_hash::FxHashMap;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
@@ -36,6 +36,8 @@ const VERIFY_EVERY: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// How soon what could not be done is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How soon a publish for which a table was too full is tried again without any change.
+const RETRY_FULL_AFTER: Duration = Duration::from_secs(30);
 /// How long equal denials are left out of the drop log after the last one.
 const REPEATS_WINDOW: Duration = Duration::from_secs(60);
 
@@ -149,11 +151,7 @@ impl Agent {
                 }
                 _ = events.tick() => self.report_denials(),
                 _ = verify.tick() => self.verify(),
-                _ = sweep.tick() => {
-                    if let Err(error) = self.datapath.sweep() {
-                        warn!(error = chain(&error), "cannot sweep the flow tables");
-                    }
-                }
+                _ = sweep.tick() => self.sweep(),
             }
         }
         self.report_denials();
@@ -262,6 +260,12 @@ impl Agent {
         }
         for block in &report.unfit {
             error!(%block, "addresses do not fit the tables: no governed pod accepts them");
+        }
+        if report.numbers_missing > 0 {
+            error!(report.numbers_missing, "class numbers ran out: what has none is denied by every governed pod");
+        }
+        if !report.is_complete() {
+            self.retry_at = Some(tokio::time::Instant::now() + RETRY_FULL_AFTER);
         }
         self.record(&owners, &report);
         info!(
@@ -387,6 +391,31 @@ impl Agent {
         }
     }
 
+    /// Erases dead flows, and reads the counters: an endpoint that is gone leaves its counters' place once they were read.
+    fn sweep(&mut self) {
+        let swept = match self.datapath.sweep() {
+            Ok(swept) => swept,
+            Err(error) => return warn!(error = chain(&error), "cannot sweep the flow tables"),
+        };
+        let counters = match self.datapath.counters() {
+            Ok(counters) => counters,
+            Err(error) => return warn!(error = chain(&error), "cannot read the counters"),
+        };
+        let count = |wanted: fn(&Reason) -> bool| -> u64 {
+            let of_row =
+                |row: &[u64; 32]| Reason::ALL.iter().filter(|r| wanted(r)).map(|&r| row[r as usize]).sum::<u64>();
+            counters.iter().map(|endpoint| of_row(&endpoint.row)).sum()
+        };
+        info!(
+            flows = swept.kept,
+            accepted = count(|reason| reason.verdict() == Verdict::Accept),
+            denied = count(|reason| reason.verdict() == Verdict::Deny && *reason != Reason::EventLost),
+            denials_not_logged = count(|reason| *reason == Reason::EventLost),
+            drop_lines_lost = self.drops.lost(),
+            "packets so far"
+        );
+    }
+
     /// Says what did not work, and publishes again in a moment. The last complete state stays in force.
     fn try_again(&mut self, error: &dyn std::error::Error, what: &str) {
         warn!(error = chain(error), "cannot {what}; trying again");
@@ -404,7 +433,7 @@ fn reply_port(event: &FlowEvent, direction: Direction) -> u16 {
 }
 
 fn every(period: Duration) -> tokio::time::Interval {
-    let mut interval = tokio::time::interval(period);
+    let mut interval = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
 }
