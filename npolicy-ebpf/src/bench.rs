@@ -163,7 +163,7 @@ mod programs {
     #[classifier]
     fn unit_lru_lookup(context: TcContext) -> i32 {
         let key = key4(&context);
-        if UNIT4.get_ptr(&key).is_some() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
+        if UNIT4.get_ptr(key).is_some() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
     }
 
     /// One lookup in an LRU hash with a key of 40 bytes.
@@ -175,14 +175,14 @@ mod programs {
         let ([e, f], [g, h]) = (half(packet.destination[0]), half(packet.destination[1]));
         let ports = (packet.source_port as u32) << 16 | packet.destination_port as u32;
         let key = [a, b, c, d, e, f, g, h, ports, packet.protocol.0 as u32];
-        if UNIT6.get_ptr(&key).is_some() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
+        if UNIT6.get_ptr(key).is_some() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
     }
 
     /// One insert of a new key into an LRU hash, full once it has run long enough.
     #[classifier]
     fn unit_lru_insert(context: TcContext) -> i32 {
         let key = key4(&context);
-        if UNIT_INSERT.insert(&key, &1, 0).is_ok() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
+        if UNIT_INSERT.insert(key, 1, 0).is_ok() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
     }
 
     /// One event of 32 bytes, without a wake-up.

@@ -375,7 +375,7 @@ impl Tables for Kernel {
         if load!(line, ifindex) == ifindex {
             return Some(LinePointer(line));
         }
-        ENDPOINTS_MORE.get_ptr(&ifindex).map(LinePointer)
+        ENDPOINTS_MORE.get_ptr(ifindex).map(LinePointer)
     }
 
     #[inline(always)]
@@ -396,7 +396,7 @@ impl Tables for Kernel {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&address[0].to_be_bytes());
         bytes[8..].copy_from_slice(&address[1].to_be_bytes());
-        PREFIX6.get(&Key::new(128, bytes)).copied()
+        PREFIX6.get(Key::new(128, bytes)).copied()
     }
 
     #[inline(always)]
