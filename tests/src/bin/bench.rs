@@ -215,6 +215,12 @@ impl Bench {
         let mut config: Array<_, Config> = Array::try_from(config)?;
         let value = Config { event_burst: case.event_burst, event_interval: 1, ..config.get(&0, 0)? };
         config.set(0, value, 0)?;
+        // Every slot starts the row with a full bucket of tokens.
+        let buckets = self.shipped.map_mut(maps::BUCKETS).context("no BUCKETS")?;
+        let mut buckets: Array<_, [u64; 2]> = Array::try_from(buckets)?;
+        for slot in 0..maps::COUNTER_SLOTS {
+            buckets.set(slot, [u64::MAX, u64::from(case.event_burst)], 0)?;
+        }
         let of_shipped = case.program == "to_endpoint";
         let program = if of_shipped { &self.shipped } else { &self.bench };
         let program: &SchedClassifier = program.program(case.program).context("no such program")?.try_into()?;

@@ -101,6 +101,8 @@ mod tests {
     fn the_last_line_that_a_file_may_have() {
         let at_limit = "//\n".repeat(LINES);
         let over = "//\n".repeat(LINES + 1);
-        assert_eq!(places(&files_are_short(&Tree::of(&[("a.rs", &at_limit), ("b.rs", &over)]))), ["b.rs"]);
+        let findings = files_are_short(&Tree::of(&[("a.rs", &at_limit), ("b.rs", &over)]));
+        let of_these = |place: &&str| matches!(*place, "a.rs" | "b.rs");
+        assert_eq!(places(&findings).into_iter().filter(of_these).collect::<Vec<_>>(), ["b.rs"]);
     }
 }
