@@ -18,6 +18,8 @@ pub trait Address: Copy + PartialEq {
     /// The family's buckets.
     type Bucket<T: Tables>: Bucket;
 
+    /// The table's buckets less one.
+    fn mask<T: Tables>(tables: T) -> u32;
     /// Finds a bucket by a hash.
     fn bucket<T: Tables>(tables: T, hash: u32) -> Option<Self::Bucket<T>>;
     /// What chooses the two buckets of a flow with this remote address.
@@ -53,6 +55,11 @@ impl Address for u32 {
     #[inline(always)]
     fn from_words(words: [u64; 2]) -> Self {
         words[1] as u32
+    }
+
+    #[inline(always)]
+    fn mask<T: Tables>(tables: T) -> u32 {
+        tables.flow4_mask()
     }
 
     #[inline(always)]
@@ -107,6 +114,11 @@ impl Address for [u64; 2] {
     #[inline(always)]
     fn from_words(words: [u64; 2]) -> Self {
         words
+    }
+
+    #[inline(always)]
+    fn mask<T: Tables>(tables: T) -> u32 {
+        tables.flow6_mask()
     }
 
     #[inline(always)]
@@ -247,6 +259,8 @@ pub(crate) struct Search<B> {
     /// other.
     place: Option<Found<B>>,
     is_alive: bool,
+    /// Whether both are the same bucket, so that each of its entries is met twice.
+    is_single: bool,
 }
 
 impl<B: Bucket> Search<B> {
@@ -277,9 +291,10 @@ const fn idle_window(protocol: FlowProtocol, remote_port: u16) -> u32 {
 pub(crate) fn search<A: Address, T: Tables>(tables: T, flow: &FlowKey<A>, now: u32) -> Option<Search<A::Bucket<T>>> {
     let secrets = tables.secrets();
     let owner = (flow.endpoint as u32) << 2 | flow.protocol as u32;
-    let (first, second) = flow_buckets(flow.remote.index_key(flow.ports, owner), &secrets);
-    let first = A::bucket(tables, first)?;
-    let second = A::bucket(tables, second)?;
+    let hashes = flow_buckets(flow.remote.index_key(flow.ports, owner), &secrets);
+    let is_single = (hashes.0 ^ hashes.1) & A::mask(tables) == 0;
+    let first = A::bucket(tables, hashes.0)?;
+    let second = A::bucket(tables, hashes.1)?;
     let place = match search_bucket(first, flow, &secrets) {
         Some(found) => Some(found),
         None => search_bucket(second, flow, &secrets),
@@ -291,7 +306,7 @@ pub(crate) fn search<A: Address, T: Tables>(tables: T, flow: &FlowKey<A>, now: u
         }
         None => false,
     };
-    Some(Search { first, second, place, is_alive })
+    Some(Search { first, second, place, is_alive, is_single })
 }
 
 #[inline(always)]
@@ -332,14 +347,15 @@ pub(crate) fn is_reply(kind: Kind) -> bool {
 #[inline(always)]
 pub(crate) fn insert<A: Address, T: Tables + Frame>(tables: T, flow: &FlowKey<A>, key: FlowData) -> bool {
     let secrets = tables.secrets();
-    let Some(Search { first, second, place, .. }) = search(tables, flow, key.time()) else { return false };
+    let Some(search) = search(tables, flow, key.time()) else { return false };
+    let Search { first, second, place, .. } = search;
     let (bucket, way) = match place {
         Some(found) => (found.bucket, found.way),
         None => match free_way(first) {
             Some(way) => (first, way),
             None => match free_way(second) {
                 Some(way) => (second, way),
-                None => match evict::<A, T>(tables, first, second, key) {
+                None => match evict::<A, T>(tables, &search, key) {
                     way if way < FLOW_WAYS => (first, way),
                     way if way < PAIR => (second, way - FLOW_WAYS),
                     _ => return false,
@@ -374,13 +390,9 @@ const fn equal(a: u32, b: u32) -> u64 {
 }
 
 /// Chooses the entry that has to go for a newcomer: counted through both buckets, or [`PAIR`] for none.
-#[inline(never)]
-fn evict<A: Address, T: Tables + Frame>(
-    tables: T,
-    first: A::Bucket<T>,
-    second: A::Bucket<T>,
-    newcomer: FlowData,
-) -> usize {
+#[inline(always)]
+fn evict<A: Address, T: Tables + Frame>(tables: T, search: &Search<A::Bucket<T>>, newcomer: FlowData) -> usize {
+    let Search { first, second, is_single, .. } = *search;
     let secrets = tables.secrets();
     let now = newcomer.time();
     // Each entry's claim to be evicted: the rank of its case, then its age. The highest goes.
@@ -398,6 +410,8 @@ fn evict<A: Address, T: Tables + Frame>(
             held += equal(key.endpoint() as u32, key_of_other.endpoint() as u32);
             other += 1;
         }
+        // A single bucket shows each entry twice.
+        let held = held >> is_single as u32;
         let rank = if age > idle_window(key.protocol(), A::remote_port(bucket, way, key, &secrets)) {
             11
         } else if key.endpoint() == newcomer.endpoint() {

@@ -3,7 +3,7 @@
 //! In: a frame and the tables that the agent fills. Out: accept or deny, a count, at times an event, and the flow
 //! remembered. The code here is generic over [`Tables`] and [`Frame`] and knows no kernel: the BPF programs (`main.rs`,
 //! `maps.rs`) run it over the maps, the tests over a double.
-#![no_std]
+#![cfg_attr(target_arch = "bpf", no_std)]
 
 mod tables;
 
@@ -16,6 +16,9 @@ mod parse;
 mod ruleset;
 mod sockets;
 mod verdict;
+
+#[cfg(not(target_arch = "bpf"))]
+pub mod host;
 
 pub use class::{class_of_ipv4, class_of_ipv6};
 pub use events::report;

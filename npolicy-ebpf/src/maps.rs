@@ -435,14 +435,24 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn flow4_mask(self) -> u32 {
+        load!(self.config, flow4_mask)
+    }
+
+    #[inline(always)]
+    fn flow6_mask(self) -> u32 {
+        load!(self.config, flow6_mask)
+    }
+
+    #[inline(always)]
     fn flows4(self, hash: u32) -> Option<BucketPointer<2>> {
-        let bucket = FLOWS4.get_ptr_mut(hash & load!(self.config, flow4_mask))?;
+        let bucket = FLOWS4.get_ptr_mut(hash & self.flow4_mask())?;
         Some(BucketPointer(bucket.cast()))
     }
 
     #[inline(always)]
     fn flows6(self, hash: u32) -> Option<BucketPointer<4>> {
-        let bucket = FLOWS6.get_ptr_mut(hash & load!(self.config, flow6_mask))?;
+        let bucket = FLOWS6.get_ptr_mut(hash & self.flow6_mask())?;
         Some(BucketPointer(bucket.cast()))
     }
 

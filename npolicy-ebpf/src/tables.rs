@@ -97,6 +97,10 @@ pub trait Tables: Copy {
     /// Loads a word of a block; 0 if there is no such block.
     fn ports_bits(self, block: u16, word: u32) -> u64;
 
+    /// Buckets of FLOWS4 less one.
+    fn flow4_mask(self) -> u32;
+    /// Buckets of FLOWS6 less one.
+    fn flow6_mask(self) -> u32;
     /// Finds a bucket of FLOWS4 by a hash, which may exceed the table.
     fn flows4(self, hash: u32) -> Option<Self::Flows4>;
     /// Finds a bucket of FLOWS6 by a hash, which may exceed the table.
