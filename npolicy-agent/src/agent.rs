@@ -25,7 +25,7 @@ use crate::datapath::{Datapath, DatapathConfig, Degraded, Enrolled, PublishRepor
 use crate::model::{ClusterState, Owner, PodKey, Severity};
 use crate::observe::{DropLine, DropLog, Format, History, PolicyRef, Ready, Repeats, Snapshot, write_ready};
 use crate::watch::directory::DirectoryWatch;
-use crate::watch::links::{HostLink, LinkWatch};
+use crate::watch::links::{HostLink, LinkWatch, Links};
 use crate::watch::manifests::Manifests;
 
 /// How often denials are read from the ring buffer.
@@ -80,6 +80,8 @@ pub struct Agent {
     repeats: Repeats,
     drops: DropLog,
     ready: Ready,
+    /// What was last said of pods without an interface and of interfaces without a pod.
+    unmatched: Vec<String>,
     /// When to publish again although nothing has changed: because something did not work.
     retry_at: Option<tokio::time::Instant>,
 }
@@ -90,6 +92,11 @@ impl Agent {
     /// # Errors
     /// If the manifests' directory, netlink, the kernel or the drop log refuse.
     pub fn start(config: Config) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            config.manifests.is_dir(),
+            "--manifests {}: no such directory; it holds the YAML files to enforce",
+            config.manifests.display()
+        );
         let directory = DirectoryWatch::start(&config.manifests)?;
         let manifests = Manifests::read(std::slice::from_ref(&config.manifests))?;
         report_findings(&manifests, &Manifests::default());
@@ -118,6 +125,7 @@ impl Agent {
             repeats: Repeats::new(REPEATS_WINDOW),
             drops,
             ready: Ready::default(),
+            unmatched: Vec::new(),
             retry_at: None,
         })
     }
@@ -282,6 +290,7 @@ impl Agent {
         {
             return self.try_again(&error, "end the time of unidentified pods");
         }
+        self.report_unmatched(&links, &interfaces, &owners);
         self.say_ready(&owners, interfaces.len());
         if let Err(error) = self.datapath.settle() {
             self.try_again(&error, "wait for a grace period");
@@ -306,6 +315,37 @@ impl Agent {
             info!(pod = %key, generation, isolated_for_ingress = ingress, isolated_for_egress = egress, "in force");
         }
         self.history.record(Snapshot { state, endpoints });
+    }
+
+    /// Says which governed pods no interface here belongs to, and which interfaces no pod of the manifests: their policies
+    /// are not enforced, or by the last verdicts. Said once, and again when it changes.
+    fn report_unmatched(&mut self, links: &Links, interfaces: &[u32], owners: &[(u32, PodKey)]) {
+        let mut unmatched = Vec::new();
+        for (pod, subject) in &self.plan.subjects {
+            let is_governed = subject.ingress.is_governed() || subject.egress.is_governed();
+            if !is_governed || owners.iter().any(|(_, owner)| owner == pod) {
+                continue;
+            }
+            let addresses = subject.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            unmatched.push(match addresses.as_str() {
+                "" => format!("pod {pod} has no address (status.podIPs): its policies are not enforced"),
+                _ => {
+                    format!("pod {pod}: {addresses} is on no veth of this machine: its policies are not enforced here")
+                }
+            });
+        }
+        for ifindex in interfaces.iter().filter(|ifindex| !owners.iter().any(|(owned, _)| owned == *ifindex)) {
+            let name = links.host.get(ifindex).map_or("?", |link| &link.name);
+            unmatched
+                .push(format!("interface {name}: no pod of the manifests has its address: its last verdicts stay"));
+        }
+        if owners.is_empty() && !self.plan.subjects.is_empty() {
+            unmatched.push("no pod of the manifests is on this machine: nothing is enforced".into());
+        }
+        for line in unmatched.iter().filter(|line| !self.unmatched.contains(line)) {
+            warn!("{line}");
+        }
+        self.unmatched = unmatched;
     }
 
     fn say_ready(&mut self, owners: &[(u32, PodKey)], endpoints: usize) {

@@ -85,8 +85,17 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
     if exit_with_parent {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
     }
+    anyhow::ensure!(
+        may_load_programs(),
+        "the agent loads BPF programs, which takes root, or CAP_BPF and CAP_NET_ADMIN: sudo npolicy agent ..."
+    );
     if remove {
+        if !pin_dir.exists() {
+            anstream::println!("nothing is pinned under {}", pin_dir.display());
+            return Ok(exit::OK);
+        }
         crate::datapath::remove_all(&pin_dir)?;
+        anstream::println!("removed every program, link and table under {}", pin_dir.display());
         return Ok(exit::OK);
     }
     let config = Config {
@@ -103,6 +112,15 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async { Agent::start(config)?.run().await })?;
     Ok(exit::OK)
+}
+
+/// Whether the process has the two capabilities, or is root of old.
+fn may_load_programs() -> bool {
+    use rustix::thread::{CapabilitySet, capabilities};
+    let needed = CapabilitySet::BPF | CapabilitySet::NET_ADMIN;
+    capabilities(None).is_ok_and(|sets| {
+        sets.effective.contains(needed) || sets.effective.contains(CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN)
+    })
 }
 
 /// Log lines go to standard error, filtered by NPOLICY_LOG (`info` by default); drop lines are data and go elsewhere.

@@ -60,7 +60,10 @@ impl fmt::Display for Fault {
         let Self { ifindex, hook, problem, unhealed } = self;
         write!(f, "{hook} of interface {ifindex}: ")?;
         match problem {
-            Problem::NotFirst(links) => write!(f, "links {links:?} ran before ours")?,
+            Problem::NotFirst(links) => write!(
+                f,
+                "other programs (links {links:?}) ran before ours (a second agent with another --pin-dir does that too)"
+            )?,
             Problem::Detached => write!(f, "our link was detached")?,
             Problem::OtherProgram(program) => write!(f, "our link ran program {program}, which is not ours")?,
             Problem::PinRemoved => write!(f, "the pin of our link was removed")?,
