@@ -115,19 +115,15 @@ impl AgentProcess {
     pub fn wait_published(&self, patience: Duration, enough: impl Fn(&Ready) -> bool) -> Result<Ready> {
         let deadline = Instant::now() + patience;
         loop {
-            let published = self.published()?;
-            match published {
+            let last = match self.published()? {
                 Some(published) if enough(&published) => return Ok(published),
-                last => {
-                    if self.has_ended() {
-                        return Err(self.error("ended before it had published".into()));
-                    }
-                    if Instant::now() > deadline {
-                        return Err(
-                            self.error(format!("has not published what was waited for in {patience:?}: {last:?}"))
-                        );
-                    }
-                }
+                last => last,
+            };
+            if self.has_ended() {
+                return Err(self.error("ended before it had published".into()));
+            }
+            if Instant::now() > deadline {
+                return Err(self.error(shortfall(last.as_ref(), patience)));
             }
             thread::sleep(POLL);
         }
@@ -182,11 +178,43 @@ impl AgentProcess {
     }
 }
 
+/// How far an agent got that did not come to what was waited for.
+fn shortfall(last: Option<&Ready>, patience: Duration) -> String {
+    let seconds = patience.as_secs();
+    let Some(&Ready { identified, endpoints, policies, .. }) = last else {
+        return format!("published nothing in {seconds} s");
+    };
+    if identified < endpoints {
+        format!("recognised {identified} of {endpoints} pods in {seconds} s")
+    } else {
+        format!(
+            "did not get further in {seconds} s than to recognise {identified} pods, with {policies} policies in force"
+        )
+    }
+}
+
 impl Drop for AgentProcess {
     fn drop(&mut self) {
         if self.waiter.is_some() {
             // Nothing is left to do about an agent that cannot be killed.
             let _ = self.end(Signal::KILL);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_how_far_the_agent_got() {
+        let ready = |identified, endpoints| Ready { identified, endpoints, policies: 4, ..Ready::default() };
+        let patience = Duration::from_secs(60);
+        assert_eq!(shortfall(None, patience), "published nothing in 60 s");
+        assert_eq!(shortfall(Some(&ready(2, 3)), patience), "recognised 2 of 3 pods in 60 s");
+        assert_eq!(
+            shortfall(Some(&ready(3, 3)), patience),
+            "did not get further in 60 s than to recognise 3 pods, with 4 policies in force"
+        );
     }
 }
