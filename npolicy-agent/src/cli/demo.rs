@@ -61,11 +61,12 @@ pub struct Args {
 const FILES: [(&str, &str); 3] = [
     ("namespaces.yaml", include_str!("../../demo/namespaces.yaml")),
     ("pods.yaml", include_str!("../../demo/pods.yaml")),
-    (POLICY_FILE, include_str!("../../demo/policy.yaml")),
+    (POLICY_FILE, POLICY),
 ];
 const POLICY_FILE: &str = "policy.yaml";
-/// The policy with its second peer split in two.
-const SPLIT_POLICY: &str = include_str!("../../demo/policy-split.yaml");
+const POLICY: &str = include_str!("../../demo/policy.yaml");
+/// The policy with its second peer split in two. It has a directory of its own: the others are one cluster's.
+const SPLIT_POLICY: &str = include_str!("../../demo/split/policy.yaml");
 /// What is tried with the demo's own manifests.
 const SERVICES: [Service; 4] = [
     Service { protocol: Protocol::Tcp, port: 8080 },
