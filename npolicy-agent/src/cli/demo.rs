@@ -154,6 +154,7 @@ fn show(args: &Args, mut world: World) -> anyhow::Result<u8> {
         };
         writeln!(out, "\n{HEADING}{heading}{HEADING:#}")?;
         table::print_legend(&mut out)?;
+        table::print_mark(&mut out, "observed is not what policy says")?;
         let side = |title, fact| Side { title, tried: &before, fact };
         table::print(&mut out, &side("expected", Fact::Expected), &side("observed", Fact::Observed))?;
         all_as_expected = print_totals(&mut out, &before)?;
@@ -228,6 +229,7 @@ fn show_split(
     ] {
         writeln!(out, "  {DETAIL}{line}{DETAIL:#}")?;
     }
+    table::print_mark(out, "changed by the dash")?;
     let side = |title, tried| Side { title, tried, fact: Fact::Observed };
     table::print(out, &side("before", before), &side("after", &after))?;
     for (_, after) in before.iter().zip(&after).filter(|(before, after)| before.observed != after.observed) {

@@ -81,8 +81,13 @@ pub(super) fn print_legend(out: &mut impl Write) -> io::Result<()> {
     writeln!(
         out,
         "  {ACCEPTED}.{ACCEPTED:#} accepted   {DENIED}X{DENIED:#} denied (silence)   {WRONG}R{WRONG:#} refused \
-         (a reset or an error)   two signs: IPv4, IPv6"
+         (a reset or an error)   two signs where IPv4 and IPv6 differ"
     )
+}
+
+/// Says what the mark at a cell of the right table means.
+pub(super) fn print_mark(out: &mut impl Write, meaning: &str) -> io::Result<()> {
+    writeln!(out, "  {WRONG}{MARK}{WRONG:#} {meaning}")
 }
 
 fn print_heading(
@@ -95,12 +100,12 @@ fn print_heading(
     let half = services.len() * COLUMN;
     writeln!(out, "{:width$}{HEADING}{:half$}{GAP}{}{HEADING:#}", "", left.title, right.title)?;
     let protocols = line(services, |service| service.protocol.to_string());
-    writeln!(out, "{:width$}{protocols}{GAP}{protocols}", "")?;
+    writeln!(out, "{:width$}{protocols}{GAP}{}", "", protocols.trim_end())?;
     let ports = line(services, |service| match service.protocol {
         Protocol::Icmp => "echo".into(),
         Protocol::Tcp | Protocol::Udp | Protocol::Sctp => service.port.to_string(),
     });
-    writeln!(out, "{:width$}{ports}{GAP}{ports}", "")
+    writeln!(out, "{:width$}{ports}{GAP}{}", "", ports.trim_end())
 }
 
 fn line(services: &[Service], text: impl Fn(&Service) -> String) -> String {
@@ -110,6 +115,8 @@ fn line(services: &[Service], text: impl Fn(&Service) -> String) -> String {
 /// Width of a column: a port of five digits and a space.
 const COLUMN: usize = 6;
 const GAP: &str = "   ";
+/// Stands beside a sign that differs from the left table's.
+const MARK: char = '<';
 /// What stands before a source.
 const INDENT: &str = "    from ";
 
@@ -133,14 +140,17 @@ impl<'a> Row<'a> {
         self.left.iter().chain(&self.right).flatten().all(|outcome| *outcome == Outcome::Accept)
     }
 
+    /// Blanks are written before what they lead to, so that none end the line.
     fn print(&self, out: &mut impl Write, width: usize) -> io::Result<()> {
-        write!(out, "{:width$}", format!("{INDENT}{}", self.from))?;
+        let start = format!("{INDENT}{}", self.from);
+        write!(out, "{start}")?;
+        let mut blanks = width - start.len();
         for cell in &self.left {
-            write_cell(out, cell, false)?;
+            blanks = write_cell(out, blanks, cell, false)?;
         }
-        write!(out, "{GAP}")?;
+        blanks += GAP.len();
         for (left, right) in self.left.iter().zip(&self.right) {
-            write_cell(out, right, left != right)?;
+            blanks = write_cell(out, blanks, right, left != right)?;
         }
         writeln!(out)
     }
@@ -157,9 +167,14 @@ impl Fact {
 }
 
 /// Writes one sign where the families agree, else one for each; a cell that differs from the other table's is marked.
-fn write_cell(out: &mut impl Write, outcomes: &[Outcome], differs: bool) -> io::Result<()> {
+/// Takes the blanks that precede it and returns those that are left up to the next column.
+fn write_cell(out: &mut impl Write, blanks: usize, outcomes: &[Outcome], differs: bool) -> io::Result<usize> {
     let agree = outcomes.windows(2).all(|pair| pair[0] == pair[1]);
     let shown = if agree { &outcomes[..outcomes.len().min(1)] } else { outcomes };
+    if shown.is_empty() && !differs {
+        return Ok(blanks + COLUMN);
+    }
+    write!(out, "{:blanks$}", "")?;
     for outcome in shown {
         let (sign, style) = match outcome {
             Outcome::Accept => ('.', ACCEPTED),
@@ -169,8 +184,11 @@ fn write_cell(out: &mut impl Write, outcomes: &[Outcome], differs: bool) -> io::
         let style = if differs { WRONG } else { style };
         write!(out, "{style}{sign}{style:#}")?;
     }
-    let mark = if differs { " <" } else { "" };
-    write!(out, "{WRONG}{mark}{WRONG:#}{:rest$}", "", rest = COLUMN - shown.len() - mark.len())
+    if !differs {
+        return Ok(COLUMN - shown.len());
+    }
+    write!(out, " {WRONG}{MARK}{WRONG:#}")?;
+    Ok(COLUMN - shown.len() - " <".len())
 }
 
 fn services_of(tried: &[Tried]) -> Vec<Service> {
@@ -220,14 +238,14 @@ mod tests {
         let mut out = anstream::StripStream::new(Vec::new());
         print(&mut out, &side("expected", Fact::Expected), &side("observed", Fact::Observed)).unwrap();
         let text = String::from_utf8(out.into_inner()).unwrap();
-        let text: String = text.lines().map(|line| format!("|{}\n", line.trim_end())).collect();
+        let text: String = text.lines().map(|line| format!("|{line}|\n")).collect();
         expect![[r#"
-            |                  expected       observed
-            |                  TCP   TCP      TCP   TCP
-            |                  80    81       80    81
-            |  to prod/db
-            |    from prod/web .     X        .     XR <
-            |  everything to prod/web: accepted
+            |                  expected       observed|
+            |                  TCP   TCP      TCP   TCP|
+            |                  80    81       80    81|
+            |  to prod/db|
+            |    from prod/web .     X        .     XR <|
+            |  everything to prod/web: accepted|
         "#]]
         .assert_eq(&text);
     }
