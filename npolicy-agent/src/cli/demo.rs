@@ -11,7 +11,7 @@ mod tried;
 mod world;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anstyle::Style;
@@ -26,29 +26,33 @@ use self::progress::counted;
 use self::scratch::Scratch;
 use self::table::{Fact, Side};
 use self::tried::{Questions, Tried};
-use self::world::World;
+use self::world::{Notes, World};
 use super::exit;
+use crate::model::ObjectKey;
 use crate::observe::Format;
-use crate::rig::{Layout, Outcome, Protocol, SctpMeans, Service, probe_once};
+use crate::rig::{Layout, Outcome, Pod, PodSettings, Probe, Protocol, SctpMeans, Service, probe_once};
+use crate::watch::manifests::Manifests;
 
 /// Flags of `npolicy demo`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     sudo npolicy demo\n  \
     sudo npolicy demo --file ./manifests --hold\n\n\
-    Exit code: 0 if every connection met the verdict that policy gives, 1 if one did not, 3 if they could not be tried.\n\
-    The demo keeps to network namespaces of its own; nothing of it stays when it ends, however it ends.")]
+    Exit code: 0 every connection met the verdict that policy gives, 1 one did not, 2 the flags or the files cannot be \
+    used, 3 the machine does not allow it, 130 interrupted.\n\
+    The demo keeps to network namespaces of its own, which end with it, however it ends. After `kill -9` a directory \
+    npolicy-demo-* stays in the temporary directory; the next demo removes it.")]
 pub struct Args {
-    /// Directory of manifests to use instead of the demo's own: Namespaces, Pods and NetworkPolicies. Pods without an
-    /// address get one
-    #[arg(short, long, value_name = "DIR")]
+    /// Manifests to use instead of the demo's own, a file or a directory of .yaml, .yml and .json files: Namespaces, Pods
+    /// and NetworkPolicies. Pods without an address get one
+    #[arg(short, long, value_name = "PATH")]
     file: Option<PathBuf>,
 
     /// Print one JSON object a line for each connection, then one with the totals; without the split policy
     #[arg(long)]
     json: bool,
 
-    /// Keep the cluster up afterwards and follow its drops until Ctrl-C
+    /// Keep the cluster up afterwards, under the first policy, and follow its drops until Ctrl-C
     #[arg(long)]
     hold: bool,
 
@@ -93,35 +97,68 @@ const DETAIL: Style = Style::new().dimmed();
 ///
 /// # Errors
 ///
-/// Where `--file` cannot be read. Where the machine does not let the demo do its work, that is said and the code is 3.
+/// Where `--file` cannot be read or names no pod. Where the machine does not let the demo do its work, that is said and
+/// the code is 3.
 pub fn run(args: Args) -> anyhow::Result<u8> {
-    let world = match &args.file {
-        Some(directory) => World::read(directory)?,
-        None => World::new(FILES),
+    let plan = match &args.file {
+        Some(path) => Plan::from_manifests(path)?,
+        None => Plan::of_demo(),
     };
-    show(&args, world).or_else(|error| {
+    show(&args, plan).or_else(|error| {
         anstream::eprintln!("npolicy: {error:#}");
         Ok(exit::UNKNOWN)
     })
 }
 
+/// What is to be made and tried.
+struct Plan {
+    world: World,
+    pods: Vec<PodSettings>,
+    services: Vec<Service>,
+    notes: Notes,
+}
+
+impl Plan {
+    fn of_demo() -> Self {
+        let world = World::new(FILES);
+        let (pods, notes) = world.pods();
+        Self { world, pods, services: SERVICES.into(), notes }
+    }
+
+    fn from_manifests(path: &Path) -> anyhow::Result<Self> {
+        let manifests = Manifests::read(&[path.to_owned()])?;
+        let mut notes: Notes = manifests.diagnostics().iter().map(ToString::to_string).collect();
+        let world = World::read(path)?;
+        let (mut pods, more) = world.pods();
+        notes.extend(more);
+        // The agent would never recognise the others, and the findings name them.
+        pods.retain(|pod| manifests.objects().any(|object| object.key() == ObjectKey::Pod(pod.key.clone())));
+        if pods.is_empty() {
+            let notes: String = notes.iter().map(|note| format!("\n  {note}")).collect();
+            anyhow::bail!("{} names no pod to make{notes}", path.display());
+        }
+        let (services, more) = world.services();
+        notes.extend(more);
+        Ok(Self { world, pods, services, notes })
+    }
+}
+
 /// Makes the cluster, tries everything, and says what came of it.
-fn show(args: &Args, mut world: World) -> anyhow::Result<u8> {
+fn show(args: &Args, plan: Plan) -> anyhow::Result<u8> {
     require_root()?;
     let scratch = Scratch::new()?;
     let interrupt = Interrupt::watch(scratch.path().to_owned())?;
 
-    let (pods, mut notes) = world.pods();
-    anyhow::ensure!(!pods.is_empty(), "the manifests name no pod to make");
-    let (mut services, more) = if args.file.is_some() { world.services() } else { (SERVICES.into(), Vec::new()) };
-    notes.extend(more);
+    let Plan { mut world, pods, services, mut notes } = plan;
+    if let [pod] = pods.as_slice() {
+        notes.push(format!("{} is the only pod: there is nobody to talk to", pod.key));
+    }
     let layout = if args.bridged { Layout::Bridged } else { Layout::Routed };
     let format = if args.json { Format::Json } else { Format::Text };
     let cluster = Cluster::start(pods, &mut world, &services, layout, format, scratch.path())?;
     let mut drops = DropLog::new(cluster::drop_log(scratch.path()));
 
-    services.push(ECHO);
-    let questions = Questions::between_pods(&cluster.node, &services);
+    let questions = Questions::between_pods(&cluster.node, &[services.as_slice(), &[ECHO]].concat());
     if questions.left_out > 0 {
         notes.push(format!("{} connections are not tried: {} are the most", questions.left_out, questions.len()));
     }
@@ -130,9 +167,6 @@ fn show(args: &Args, mut world: World) -> anyhow::Result<u8> {
     }
     if cluster.sctp == SctpMeans::Raw && services.iter().any(|service| service.protocol == Protocol::Sctp) {
         notes.push("the kernel has no SCTP: its packets are made by hand, over raw sockets".into());
-    }
-    if let Some(directory) = &args.file {
-        notes.extend(expected::findings(directory)?);
     }
     for note in &notes {
         anstream::eprintln!("note: {note}");
@@ -164,7 +198,18 @@ fn show(args: &Args, mut world: World) -> anyhow::Result<u8> {
     }
     out.flush()?;
     if args.hold {
-        hold(&mut out, args, &cluster, &mut drops, &interrupt)?;
+        if args.file.is_none() {
+            world.replace(POLICY_FILE, POLICY);
+            cluster.rewrite(&world)?;
+        }
+        if !args.json {
+            let in_force = if args.file.is_some() { "" } else { ", under the first policy again" };
+            writeln!(out, "\n{HEADING}The cluster stays up until Ctrl-C{HEADING:#}{in_force}")?;
+            print_ways_in(&mut out, &cluster, &services, questions.instructive_accept(&verdicts))?;
+            writeln!(out, "Drops:")?;
+            out.flush()?;
+        }
+        hold(&mut out, &cluster, &mut drops, &interrupt)?;
     }
     Ok(if all_as_expected { exit::OK } else { exit::DENIED })
 }
@@ -265,37 +310,37 @@ fn print_json(out: &mut impl Write, tried: &[Tried], notes: &[String]) -> anyhow
     Ok(different == 0)
 }
 
-/// Follows the drop log until a signal comes.
-fn hold(
+/// Says how to look into the cluster: what listens, how to run something in a pod, and a connection to copy.
+fn print_ways_in(
     out: &mut impl Write,
-    args: &Args,
     cluster: &Cluster,
-    drops: &mut DropLog,
-    interrupt: &Interrupt,
+    services: &[Service],
+    example: Option<(&Pod, &Pod, Probe)>,
 ) -> anyhow::Result<()> {
+    let served: Vec<_> = services.iter().map(|Service { protocol, port }| format!("{protocol} {port}")).collect();
+    writeln!(out, "  every pod serves {}; to run something in one:", served.join(", "))?;
+    let width = cluster.node.pods().map(|pod| pod.key.to_string().len()).max().unwrap_or(0);
+    for pod in cluster.node.pods() {
+        let addresses = pod.addresses().map(|address| address.to_string()).collect::<Vec<_>>().join(" ");
+        let (key, path) = (pod.key.to_string(), pod.namespace.path());
+        writeln!(out, "  {key:width$}  nsenter --net={} COMMAND   {DETAIL}{addresses}{DETAIL:#}", path.display())?;
+    }
+    if let Some((from, to, Probe { to: address, port, .. })) = example {
+        writeln!(out, "  from {} to {}, which policy accepts:", from.key, to.key)?;
+        let path = from.namespace.path();
+        let path = path.display();
+        writeln!(out, "  nsenter --net={path} bash -c '</dev/tcp/{address}/{port}' && echo connected")?;
+    }
+    let pins = cluster.pins.pin_dir_from_outside();
+    writeln!(out, "  {DETAIL}(programs and tables are pinned in {}){DETAIL:#}", pins.display())?;
+    Ok(())
+}
+
+/// Follows the drop log until a signal comes.
+fn hold(out: &mut impl Write, cluster: &Cluster, drops: &mut DropLog, interrupt: &Interrupt) -> anyhow::Result<()> {
     interrupt.answer_from_now_on();
     // Lines of the connections tried above are not news.
     drops.new_lines()?;
-    if !args.json {
-        writeln!(out, "\n{HEADING}The cluster stays up until Ctrl-C{HEADING:#}; to run something in a pod:")?;
-        writeln!(
-            out,
-            "  {DETAIL}(programs and tables are pinned in {}){DETAIL:#}",
-            cluster.pins.pin_dir_from_outside().display()
-        )?;
-        for pod in cluster.node.pods() {
-            let addresses = pod.addresses().map(|address| address.to_string()).collect::<Vec<_>>().join(" ");
-            let path = pod.namespace.path();
-            writeln!(
-                out,
-                "  {:24} nsenter --net={} COMMAND   {DETAIL}{addresses}{DETAIL:#}",
-                pod.key.to_string(),
-                path.display()
-            )?;
-        }
-        writeln!(out, "Drops:")?;
-        out.flush()?;
-    }
     while !interrupt.is_asked_within(drops::POLL) {
         for line in drops.new_lines()? {
             writeln!(out, "{line}")?;

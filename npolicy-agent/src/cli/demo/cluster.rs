@@ -42,7 +42,7 @@ impl Cluster {
         fs::create_dir(&manifests).with_context(|| format!("make directory {}", manifests.display()))?;
         let sctp = SctpMeans::find();
         let made = pods.len();
-        let (node, listeners) = step(&format!("making {made} pods"), || {
+        let (node, listeners) = step(&format!("making {made} {}", if made == 1 { "pod" } else { "pods" }), || {
             let mut node = Node::new(NodeSettings { name: "demo".into(), number: 1, layout })?;
             let mut listeners = Vec::new();
             for settings in pods {

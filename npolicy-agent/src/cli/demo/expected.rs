@@ -39,9 +39,3 @@ impl Expected {
         self.engine.verdict(&Question { from, to, protocol, family: Some(family) })
     }
 }
-
-/// What is wrong with a directory of manifests, for people to read.
-pub(super) fn findings(directory: &Path) -> Result<Vec<String>, ManifestError> {
-    let manifests = Manifests::read(&[directory.to_owned()])?;
-    Ok(manifests.diagnostics().iter().map(ToString::to_string).collect())
-}

@@ -139,18 +139,27 @@ impl<'a> Questions<'a> {
 
     /// A denial worth a look: of TCP where there is one, on a port that is open to somebody else if there is one.
     pub(super) fn instructive_denial(&self, verdicts: &[Verdict]) -> Option<(&'a Pod, &'a Pod, Probe)> {
+        self.instructive(verdicts, Verdict::Deny)
+    }
+
+    /// A TCP connection that policy accepts, to a port that is closed to somebody else if there is one.
+    pub(super) fn instructive_accept(&self, verdicts: &[Verdict]) -> Option<(&'a Pod, &'a Pod, Probe)> {
+        self.instructive(verdicts, Verdict::Accept).filter(|(_, _, probe)| probe.protocol == Protocol::Tcp)
+    }
+
+    /// The first of the best with this verdict: TCP before others, then ports where somebody else meets the opposite.
+    fn instructive(&self, verdicts: &[Verdict], wanted: Verdict) -> Option<(&'a Pod, &'a Pod, Probe)> {
         let judged = || self.asked.iter().zip(verdicts);
-        let open: FxHashSet<_> = judged()
-            .filter(|(_, verdict)| **verdict == Verdict::Accept)
+        let opposite: FxHashSet<_> = judged()
+            .filter(|(_, verdict)| **verdict != wanted)
             .map(|(question, _)| (&question.to.key, question.service))
             .collect();
         judged()
-            .filter(|(_, verdict)| **verdict == Verdict::Deny)
+            .filter(|(_, verdict)| **verdict == wanted)
             .map(|(question, _)| question)
-            // The first of the best.
             .min_by_key(|question| {
-                let is_open_to_others = open.contains(&(&question.to.key, question.service));
-                (question.service.protocol != Protocol::Tcp, !is_open_to_others)
+                let has_opposite = opposite.contains(&(&question.to.key, question.service));
+                (question.service.protocol != Protocol::Tcp, !has_opposite)
             })
             .map(|question| (question.from, question.to, question.probe))
     }

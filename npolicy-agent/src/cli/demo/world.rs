@@ -1,6 +1,7 @@
 //! The manifests of a demo: which pods to make, which ports to try, and the text that the agent gets to read.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
@@ -47,24 +48,36 @@ impl World {
         Self { files }
     }
 
-    /// Reads the manifests of a directory, in the order of their names.
-    pub(super) fn read(directory: &Path) -> anyhow::Result<Self> {
-        let listed = fs::read_dir(directory).with_context(|| format!("read directory {}", directory.display()))?;
-        let mut names = BTreeSet::new();
-        for entry in listed {
-            let name = entry?.file_name();
-            if [".yaml", ".yml", ".json"].iter().any(|ending| name.to_string_lossy().ends_with(ending)) {
-                names.insert(name);
+    /// Reads a file, or the manifests of a directory in the order of their names. What [`Manifests`] reports as unreadable
+    /// is passed over.
+    ///
+    /// [`Manifests`]: crate::watch::manifests::Manifests
+    pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
+        let kind = fs::metadata(path).with_context(|| format!("read {}", path.display()))?;
+        // What can be read only once is of no use: the findings come from another reading.
+        anyhow::ensure!(kind.is_file() || kind.is_dir(), "{} is neither a file nor a directory", path.display());
+        let mut paths = BTreeSet::new();
+        if kind.is_file() {
+            paths.insert(path.to_owned());
+        } else {
+            for entry in fs::read_dir(path).with_context(|| format!("read directory {}", path.display()))? {
+                let file = entry?.path();
+                if has_ending(&file) && !file.is_dir() {
+                    paths.insert(file);
+                }
             }
+            anyhow::ensure!(!paths.is_empty(), "{} holds no .yaml, .yml or .json file", path.display());
         }
-        let mut files = Vec::new();
-        for name in names {
-            let path = directory.join(&name);
-            let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-            files.push(File::new(&name.to_string_lossy(), &text));
-        }
-        anyhow::ensure!(!files.is_empty(), "{} holds no .yaml, .yml or .json file", directory.display());
-        Ok(Self { files })
+        let readable = paths.iter().filter_map(|path| {
+            let text = fs::read_to_string(path).ok()?;
+            let mut name = path.file_name()?.to_string_lossy().into_owned();
+            if !has_ending(path) {
+                // The agent gets a directory, and looks for the endings there.
+                name.push_str(".yaml");
+            }
+            Some(File::new(&name, text.strip_prefix('\u{feff}').unwrap_or(&text)))
+        });
+        Ok(Self { files: readable.collect() })
     }
 
     /// The pods to make. Pods that have ended or live in their node's network are left out, and of two with one
@@ -72,9 +85,11 @@ impl World {
     pub(super) fn pods(&self) -> (Vec<PodSettings>, Notes) {
         let (mut pods, mut notes): (Vec<PodSettings>, _) = (Vec::new(), Notes::new());
         for object in self.objects() {
-            let Some(pod) = PodLite::of(object) else {
-                if object["kind"] == "Pod" {
-                    notes.push(format!("pod {} cannot be read: not made", object["metadata"]["name"]));
+            let Some(pod) = PodLite::of(object).filter(|pod| !pod.metadata.name.is_empty()) else {
+                match object["metadata"]["name"].as_str() {
+                    Some(name) if object["kind"] == "Pod" => notes.push(format!("pod {name} cannot be read: not made")),
+                    // What lacks a name is a finding of the reading, with its line.
+                    _ => {}
                 }
                 continue;
             };
@@ -179,6 +194,11 @@ impl World {
             },
         )
     }
+}
+
+/// Whether a file of a directory is read.
+fn has_ending(file: &Path) -> bool {
+    matches!(file.extension().and_then(OsStr::to_str), Some("yaml" | "yml" | "json"))
 }
 
 fn objects_mut(value: &mut Value) -> Vec<&mut Value> {
@@ -348,6 +368,7 @@ mod tests {
             - {kind: Pod, metadata: {name: host}, spec: {hostNetwork: true}}\n\
             - {kind: Pod, metadata: {name: a}}\n\
             - {kind: Pod, metadata: {name: odd}, spec: 7}\n\
+            - {kind: Pod, metadata: {labels: {name: none}}}\n\
             - {kind: Pod, metadata: {name: c}, status: {podIP: 10.0.0.2}}\n";
         let (pods, notes) = World::new([("pods.yaml", pods), ("list.yaml", list)]).pods();
         let made: BTreeMap<_, _> = pods.into_iter().map(|pod| (pod.key, pod.addresses)).collect();
@@ -398,5 +419,25 @@ mod tests {
         assert!(written.ends_with(&format!("---\n{broken}")), "{written}");
         let read = World::read(&manifests).unwrap();
         assert_eq!(read.pods().0[0].addresses, addresses);
+    }
+
+    #[test]
+    fn reads_one_file_or_what_is_readable_of_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("a.yaml"), "kind: Pod\nmetadata: {name: a}\n").unwrap();
+        fs::write(path("pods"), "kind: Pod\nmetadata: {name: b}\n").unwrap();
+        fs::write(path("latin.yaml"), b"kind: Pod\nmetadata: {name: caf\xe9}\n").unwrap();
+        std::os::unix::fs::symlink(path("nowhere"), path("dangling.yaml")).unwrap();
+        fs::create_dir(path("directory.yaml")).unwrap();
+        let names = |path: &Path| {
+            let (pods, _) = World::read(path).unwrap().pods();
+            pods.into_iter().map(|pod| pod.key.name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(dir.path()), ["a"]);
+        assert_eq!(names(&path("pods")), ["b"]);
+        assert_eq!(World::read(&path("pods")).unwrap().files[0].name, "pods.yaml");
+        World::read(&path("nowhere")).unwrap_err();
+        World::read(Path::new("/dev/null")).unwrap_err();
     }
 }
