@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde_saphyr::{MessageFormatter, UserMessageFormatter};
 
-use super::objects::{Tree, read_document};
+use super::objects::{NotEnforced, Tree, read_document};
 use crate::model::{ClusterState, Diagnostic, Event, Object, ObjectKey, Place, PolicyKey, Severity};
 
 /// File name endings that are read in a directory.
@@ -27,6 +27,7 @@ pub struct ManifestError {
 pub struct Manifests {
     objects: BTreeMap<ObjectKey, (Object, Place)>,
     unreadable: BTreeMap<PolicyKey, Place>,
+    files: BTreeSet<Arc<Path>>,
     broken_files: BTreeSet<Arc<Path>>,
     diagnostics: Vec<Diagnostic>,
     digest: DefaultHasher,
@@ -68,11 +69,10 @@ impl Manifests {
         for (kind, place) in not_enforced {
             manifests.diagnostics.push(Diagnostic {
                 place: Some(place),
-                // What a ClusterNetworkPolicy would change is unknown; Services only add questions that can be asked.
-                severity: if kind == "ClusterNetworkPolicy" { Severity::Error } else { Severity::Note },
-                object: Some(kind.into()),
+                severity: kind.severity,
+                object: Some(kind.name.into()),
                 field: None,
-                message: "not enforced yet: objects of this kind are not read".to_owned(),
+                message: "not enforced: objects of this kind are not read".to_owned(),
             });
         }
         Ok(manifests)
@@ -93,6 +93,11 @@ impl Manifests {
     /// What was found, in the order of files and lines.
     pub fn diagnostics(&self) -> &[Diagnostic] {
         &self.diagnostics
+    }
+
+    /// Whether a directory held a file to read.
+    pub fn has_file_in(&self, directory: &Path) -> bool {
+        self.files.iter().any(|file| file.parent() == Some(directory))
     }
 
     /// Tells readings of different files apart: a digest of what was read, names and bytes, in order.
@@ -131,7 +136,7 @@ impl Manifests {
     }
 
     /// Takes over the last good version of what cannot be read now: of a policy whose subjects nobody can say, and of
-    /// everything missing from a file that has an unreadable document. An editing mistake thus opens nothing.
+    /// everything missing from a file of which something could not be read. An editing mistake thus opens nothing.
     #[must_use]
     pub fn or_last_good(mut self, previous: &Self) -> Self {
         for (key, (object, place)) in &previous.objects {
@@ -152,8 +157,9 @@ impl Manifests {
         self
     }
 
-    fn add_file(&mut self, file: Arc<Path>, bytes: &[u8], not_enforced: &mut BTreeMap<&'static str, Place>) {
+    fn add_file(&mut self, file: Arc<Path>, bytes: &[u8], not_enforced: &mut BTreeMap<&'static NotEnforced, Place>) {
         (&file, bytes).hash(&mut self.digest);
+        self.files.insert(file.clone());
         let text = match std::str::from_utf8(bytes) {
             Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
             Err(error) => {
@@ -173,6 +179,9 @@ impl Manifests {
             };
             tree.move_down(lines_before);
             let reading = read_document(&tree, Some(&file));
+            if reading.diagnostics.iter().any(|found| found.severity >= Severity::Error) {
+                self.broken_files.insert(file.clone());
+            }
             self.diagnostics.extend(reading.diagnostics);
             for (object, line) in reading.objects {
                 self.add_object(object, Place { file: file.clone(), line });
@@ -205,6 +214,7 @@ impl Manifests {
     }
 
     fn add_broken_file(&mut self, file: Arc<Path>, line: u32, message: String) {
+        self.files.insert(file.clone());
         self.broken_files.insert(file.clone());
         let place = Some(Place { file, line });
         self.diagnostics.push(Diagnostic { place, severity: Severity::Error, object: None, field: None, message });
@@ -364,6 +374,18 @@ mod tests {
         let kept = cut.or_last_good(&good);
         assert_eq!(kept.objects().count(), 2, "the policy may be what the broken document was");
         assert_eq!(kept.events_since(&good).len(), 1, "what can be read is taken");
+
+        for mistake in [
+            POLICY.replace("NetworkPolicy", "NetworkPolcy"),
+            POLICY.replace("name: p", "name: p, namespce: shop"),
+            POLICY.replace("kind:", "kinds:"),
+        ] {
+            let shop = Manifests::from_text("t.yaml", &POLICY.replace("name: p", "name: p, namespace: shop"));
+            let kept = Manifests::from_text("t.yaml", &mistake).or_last_good(&shop);
+            let known = |object: &Object| object.key().to_string() == "NetworkPolicy shop/p";
+            assert!(kept.objects().any(known), "{mistake}");
+            assert!(!kept.is_certain());
+        }
 
         let gone = Manifests::from_text("t.yaml", &pod("a", "x")).or_last_good(&good);
         assert_eq!(gone.objects().count(), 1, "what was taken out of a good file is gone");

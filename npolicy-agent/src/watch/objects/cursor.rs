@@ -160,7 +160,8 @@ impl Report<'_> {
     }
 }
 
-fn unknown_field(key: &str, known: &[&str]) -> String {
+/// Says that a field is unknown, and what was likely meant.
+pub(super) fn unknown_field(key: &str, known: &[&str]) -> String {
     let mut problem = format!("unknown field `{key}`");
     match nearest(key, known) {
         Some(meant) => write!(problem, ", did you mean `{meant}`?").expect("writing to a string"),

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::cursor::{At, Harm, Report};
+use super::cursor::{At, Harm, Report, nearest, unknown_field};
 use super::tree::Value;
-use crate::model::Labels;
+use crate::model::{Labels, Severity};
 
 /// Fields of `metav1.ObjectMeta`, those that older servers wrote among them.
 const KNOWN: &[&str] = &[
@@ -65,7 +65,17 @@ pub(super) fn read_metadata(object: &At<'_>, kind: &str, scope: Scope, report: &
         Scope::Namespaced => format!("{kind} {namespace}/{name}").into(),
         Scope::Cluster => format!("{kind} {name}").into(),
     });
-    report.unknown_fields(&at, KNOWN, Harm::part("it is not read"));
+    let is_default = scope == Scope::Namespaced && at.get("namespace").is_none();
+    for entry in at.entries().unwrap_or_default().iter().filter(|entry| !KNOWN.contains(&&*entry.key)) {
+        let problem = unknown_field(&entry.key, KNOWN);
+        // What was meant as the namespace would have made it another object.
+        if is_default && nearest(&entry.key, KNOWN).is_none_or(|meant| meant == "namespace") {
+            let message = format!("{problem}; the object is taken as {namespace}/{name}");
+            report.say(Severity::Error, &at.field(entry), message);
+        } else {
+            report.broken(&at.field(entry), Harm::part("it is not read"), problem);
+        }
+    }
     Some(Metadata {
         namespace,
         name,

@@ -5,6 +5,7 @@
 
 mod cluster;
 mod cursor;
+mod kinds;
 mod metadata;
 mod net;
 mod pod;
@@ -19,9 +20,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cursor::{At, Harm, Report, nearest};
+pub use kinds::NotEnforced;
 pub use tree::{Entry, Tree, Value};
 
-use crate::model::{Diagnostic, Object, PolicyKey, Severity};
+use crate::model::{Diagnostic, Object, PolicyKey};
 
 /// What became of a document.
 #[derive(Default)]
@@ -30,17 +32,14 @@ pub struct Reading {
     pub objects: Vec<(Object, u32)>,
     /// Policies that are there, but nobody can say whom they select; each with its line.
     pub unreadable: Vec<(PolicyKey, u32)>,
-    /// Kinds that a later version reads, each with the line it was first seen on.
-    pub not_enforced: Vec<(&'static str, u32)>,
+    /// Objects that bear on policy and are not read, each with its line.
+    pub not_enforced: Vec<(&'static NotEnforced, u32)>,
     /// What was found on the way.
     pub diagnostics: Vec<Diagnostic>,
 }
 
-/// Kinds that bear on policy and are not read yet, with their groups.
-const NOT_ENFORCED: &[(&str, &str)] =
-    &[("", "Service"), ("discovery.k8s.io", "EndpointSlice"), ("policy.networking.k8s.io", "ClusterNetworkPolicy")];
-
-/// Reads a document: an object, or a list of objects as `kubectl get -o yaml` prints it. Other kinds are passed over.
+/// Reads a document: an object, or a list of objects as `kubectl get -o yaml` prints it. Kinds that have
+/// nothing to do with policy are passed over; one that may be a misspelt kind of ours is an error.
 pub fn read_document(tree: &Tree, file: Option<&Arc<Path>>) -> Reading {
     let mut reading = Reading::default();
     read_any(&At::root(tree), None, file, &mut reading);
@@ -79,6 +78,10 @@ fn read_any(at: &At<'_>, listed: Option<&str>, file: Option<&Arc<Path>>, reading
         }
         return;
     }
+    if kinds::is_list_of_ours(kind) && !entries.iter().any(|entry| entry.key == "items") {
+        report.broken(at, IGNORED, "`items` is missing");
+        return;
+    }
     let group = version.map(|version| version.split_once('/').map_or("", |(group, _)| group));
     let is_core = group.is_none_or(str::is_empty);
     let object = match kind {
@@ -86,12 +89,16 @@ fn read_any(at: &At<'_>, listed: Option<&str>, file: Option<&Arc<Path>>, reading
         "Namespace" if is_core => cluster::read_namespace(at, &mut report).map(Object::Namespace),
         "Node" if is_core => cluster::read_node(at, &mut report).map(Object::Node),
         "NetworkPolicy" if matches!(group, None | Some("networking.k8s.io" | "extensions" | "")) => {
-            if version.is_some_and(|version| version != "networking.k8s.io/v1") {
-                let version = at.get("apiVersion").expect("it was just found");
-                let message = format!("expected networking.k8s.io/v1, not {}; read as such", version.value());
-                report.say(Severity::Warning, &version, message);
+            let outcome = policy::read_policy(at, &mut report);
+            if let Some(found) = at.get("apiVersion").filter(|_| version != Some("networking.k8s.io/v1")) {
+                let problem = format!("expected \"networking.k8s.io/v1\", not {}", found.value());
+                report.broken(
+                    &found,
+                    Harm::part("the object is read as a NetworkPolicy of networking.k8s.io/v1"),
+                    problem,
+                );
             }
-            match policy::read_policy(at, &mut report) {
+            match outcome {
                 policy::Reading::Policy(policy) => Some(Object::Policy(policy)),
                 policy::Reading::Unreadable(key) => {
                     reading.unreadable.push((key, at.line()));
@@ -101,9 +108,10 @@ fn read_any(at: &At<'_>, listed: Option<&str>, file: Option<&Arc<Path>>, reading
             }
         }
         _ => {
-            let known = NOT_ENFORCED.iter().find(|(of, name)| *name == kind && group.is_none_or(|group| group == *of));
-            if let Some(&(_, kind)) = known {
-                reading.not_enforced.push((kind, at.line()));
+            if let Some(known) = kinds::not_enforced(kind, group) {
+                reading.not_enforced.push((known, at.line()));
+            } else if let Some((field, problem)) = kinds::doubt(kind, group, at.get("items").is_some()) {
+                report.broken(&at.get(field).unwrap_or(*at), IGNORED, problem);
             }
             None
         }

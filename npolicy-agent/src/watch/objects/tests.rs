@@ -403,7 +403,7 @@ fn misspelt_fields_of_pods_and_nodes_are_named() {
 fn kinds_of_other_groups_are_passed_over() {
     for yaml in [
         "apiVersion: longhorn.io/v1beta2\nkind: Node\nmetadata: {name: a}\n",
-        "apiVersion: crd.projectcalico.org/v1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: {selector: all()}\n",
+        "kind: NetworkPolicyList\nitems: null\n",
         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n",
         "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: a}\n",
     ] {
@@ -413,7 +413,8 @@ fn kinds_of_other_groups_are_passed_over() {
             "{yaml}"
         );
     }
-    assert_eq!(read("apiVersion: v1\nkind: Service\nmetadata: {name: a}\n").not_enforced, [("Service", 1)]);
+    let service = read("apiVersion: v1\nkind: Service\nmetadata: {name: a}\n").not_enforced;
+    assert_eq!(service.iter().map(|(kind, line)| (kind.name, *line)).collect::<Vec<_>>(), [("Service", 1)]);
 }
 
 #[test]
@@ -440,4 +441,88 @@ fn an_object_of_the_api_reads_like_one_from_a_file() {
     let (from_file, from_api) = (read_document(&from_file, None), read_document(&json.into(), None));
     assert_eq!(from_file.objects[0].0, from_api.objects[0].0);
     assert_eq!(from_api.objects[0].1, 0);
+}
+
+#[test]
+fn a_kind_that_may_be_a_typing_error_is_one_and_others_are_passed_over() {
+    for (version, kind, finding) in [
+        ("networking.k8s.io/v1", "NetworkPolcy", "kind: unknown kind `NetworkPolcy`, did you mean `NetworkPolicy`?"),
+        ("networking.k8s.io/v1", "Firewall", "kind: unknown kind `Firewall` of the group `networking.k8s.io`"),
+        ("v1", "networkpolicy", "kind: unknown kind `networkpolicy`, did you mean `NetworkPolicy`?"),
+        ("v1", "pod", "kind: unknown kind `pod`, did you mean `Pod`?"),
+        ("core/v1", "Pod", "apiVersion: Pod of the group `core` is not read, expected v1"),
+        (
+            "networking.k8s.oi/v1",
+            "NetworkPolicy",
+            "apiVersion: NetworkPolicy of the group `networking.k8s.oi` is not read, expected networking.k8s.io/v1",
+        ),
+        (
+            "policy.networking.k8s.io/v1alpha2",
+            "ClusterNetworkPolcy",
+            "kind: unknown kind `ClusterNetworkPolcy`, did you mean `ClusterNetworkPolicy`?",
+        ),
+        ("v1", "PodList", "`items` is missing"),
+    ] {
+        let found = read(&format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\n")).diagnostics;
+        let found: Vec<_> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(found.len(), 1, "{kind}: {found:?}");
+        assert!(found[0].contains("error: ") && found[0].contains(&format!("{finding}; the document")), "{found:?}");
+    }
+    for (version, kind) in [
+        ("apps/v1", "Deployment"),
+        ("batch/v1", "Job"),
+        ("networking.k8s.io/v1", "Ingress"),
+        ("longhorn.io/v1beta2", "Node"),
+        ("example.com/v1", "NetworkPool"),
+    ] {
+        let Reading { diagnostics, not_enforced, .. } = read(&format!("apiVersion: {version}\nkind: {kind}\n"));
+        assert!(diagnostics.is_empty() && not_enforced.is_empty(), "{kind}: {diagnostics:?}");
+    }
+    let list = read("apiVersion: v1\nkind: list\nitems: [{kind: Pod, metadata: {name: a}}]\n").diagnostics;
+    assert!(list[0].message.contains("did you mean `List`?"), "{list:?}");
+}
+
+#[test]
+fn policies_of_other_kinds_are_named_as_not_enforced() {
+    for (version, kind, name) in [
+        ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy", "AdminNetworkPolicy"),
+        ("policy.networking.k8s.io/v1alpha1", "BaselineAdminNetworkPolicy", "BaselineAdminNetworkPolicy"),
+        ("cilium.io/v2", "CiliumNetworkPolicy", "CiliumNetworkPolicy"),
+        ("cilium.io/v2", "CiliumClusterwideNetworkPolicy", "CiliumClusterwideNetworkPolicy"),
+        ("crd.projectcalico.org/v1", "NetworkPolicy", "Calico NetworkPolicy"),
+        ("projectcalico.org/v3", "GlobalNetworkPolicy", "Calico GlobalNetworkPolicy"),
+    ] {
+        let Reading { objects, diagnostics, not_enforced, .. } =
+            read(&format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\n"));
+        assert!(objects.is_empty() && diagnostics.is_empty(), "{kind}: {diagnostics:?}");
+        assert_eq!((not_enforced[0].0.name, not_enforced[0].0.severity), (name, crate::model::Severity::Error));
+    }
+}
+
+#[test]
+fn a_misspelt_namespace_is_an_error_and_any_other_unknown_field_of_metadata_a_warning() {
+    for (metadata, start) in [
+        ("{name: p, namespce: n}", "t.yaml:2: error: NetworkPolicy default/p: metadata.namespce: "),
+        ("{name: p, ns: n}", "t.yaml:2: error: NetworkPolicy default/p: metadata.ns: "),
+        ("{name: p, namespace: n, ns: n}", "t.yaml:2: warning: NetworkPolicy n/p: metadata.ns: "),
+        ("{name: p, lables: {a: b}}", "t.yaml:2: warning: NetworkPolicy default/p: metadata.lables: "),
+    ] {
+        let found =
+            read(&format!("kind: NetworkPolicy\nmetadata: {metadata}\nspec: {{podSelector: {{}}}}\n")).diagnostics;
+        let found: Vec<_> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(found.len(), 1, "{metadata}: {found:?}");
+        assert!(found[0].starts_with(start), "{metadata}: {found:?}");
+        let is_error = found[0].ends_with("; the object is taken as default/p");
+        assert_eq!(is_error, start.contains("error"), "{found:?}");
+    }
+}
+
+#[test]
+fn another_version_of_a_policy_is_named_with_what_it_is_read_as() {
+    let found = read("apiVersion: v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: {podSelector: {}}\n").diagnostics;
+    assert_eq!(
+        found[0].to_string(),
+        "t.yaml:1: warning: NetworkPolicy default/p: apiVersion: expected \"networking.k8s.io/v1\", not \"v1\"; the \
+         object is read as a NetworkPolicy of networking.k8s.io/v1"
+    );
 }

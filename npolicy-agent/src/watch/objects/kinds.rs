@@ -1,0 +1,86 @@
+//! Kinds: those that are read, those that bear on policy and are not, and those that are likely a typing error.
+
+use crate::model::Severity;
+
+use super::cursor::nearest;
+
+/// Kinds that are read, with the `apiVersion` to write.
+const READ: &[(&str, &str)] =
+    &[("Pod", "v1"), ("Namespace", "v1"), ("Node", "v1"), ("NetworkPolicy", "networking.k8s.io/v1")];
+
+/// Kinds of `networking.k8s.io` that have nothing to do with policy.
+const BESIDE: &[&str] = &["Ingress", "IngressClass", "IPAddress", "ServiceCIDR"];
+
+/// A kind that bears on policy and is not read.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NotEnforced {
+    group: &'static str,
+    kind: &'static str,
+    /// What people call it.
+    pub name: &'static str,
+    /// What it means that it is not read: an error where it could change a verdict.
+    pub severity: Severity,
+}
+
+impl NotEnforced {
+    const fn policy(group: &'static str, kind: &'static str, name: &'static str) -> Self {
+        Self { group, kind, name, severity: Severity::Error }
+    }
+
+    /// Services only add questions that can be asked.
+    const fn service(group: &'static str, kind: &'static str) -> Self {
+        Self { group, kind, name: kind, severity: Severity::Note }
+    }
+}
+
+static NOT_ENFORCED: [NotEnforced; 11] = [
+    NotEnforced::service("", "Service"),
+    NotEnforced::service("discovery.k8s.io", "EndpointSlice"),
+    NotEnforced::policy("policy.networking.k8s.io", "ClusterNetworkPolicy", "ClusterNetworkPolicy"),
+    NotEnforced::policy("policy.networking.k8s.io", "AdminNetworkPolicy", "AdminNetworkPolicy"),
+    NotEnforced::policy("policy.networking.k8s.io", "BaselineAdminNetworkPolicy", "BaselineAdminNetworkPolicy"),
+    NotEnforced::policy("cilium.io", "CiliumNetworkPolicy", "CiliumNetworkPolicy"),
+    NotEnforced::policy("cilium.io", "CiliumClusterwideNetworkPolicy", "CiliumClusterwideNetworkPolicy"),
+    NotEnforced::policy("projectcalico.org", "NetworkPolicy", "Calico NetworkPolicy"),
+    NotEnforced::policy("projectcalico.org", "GlobalNetworkPolicy", "Calico GlobalNetworkPolicy"),
+    NotEnforced::policy("crd.projectcalico.org", "NetworkPolicy", "Calico NetworkPolicy"),
+    NotEnforced::policy("crd.projectcalico.org", "GlobalNetworkPolicy", "Calico GlobalNetworkPolicy"),
+];
+
+/// The kind, if it bears on policy and is not read. Without a group, the kind alone says it.
+pub(super) fn not_enforced(kind: &str, group: Option<&str>) -> Option<&'static NotEnforced> {
+    NOT_ENFORCED.iter().find(|known| known.kind == kind && group.is_none_or(|group| group == known.group))
+}
+
+/// Whether it is a list of anything, or of a kind that is read.
+pub(super) fn is_list_of_ours(kind: &str) -> bool {
+    kind.strip_suffix("List").is_some_and(|item| item.is_empty() || READ.iter().any(|(read, _)| *read == item))
+}
+
+/// Why a kind that is not read may have been meant as one that is: the field to blame and the problem.
+///
+/// A group with a dot in its name, other than those of network policy, is somebody else's, and so are its kinds; but a
+/// NetworkPolicy of any group is worth a word.
+pub(super) fn doubt(kind: &str, group: Option<&str>, has_items: bool) -> Option<(&'static str, String)> {
+    let group = group.unwrap_or_default();
+    let is_policy_group = matches!(group, "networking.k8s.io" | "policy.networking.k8s.io");
+    let is_foreign = group.contains('.') && !is_policy_group;
+    if let Some((kind, version)) = READ.iter().find(|(read, _)| *read == kind) {
+        let is_meant = !is_foreign || *kind == "NetworkPolicy";
+        return is_meant
+            .then(|| ("apiVersion", format!("{kind} of the group `{group}` is not read, expected {version}")));
+    }
+    if is_foreign || is_list_of_ours(kind) || (is_policy_group && BESIDE.contains(&kind)) {
+        return None;
+    }
+    let ours = READ.iter().map(|(read, _)| *read);
+    let policies = NOT_ENFORCED.iter().filter(|known| known.group == group && is_policy_group).map(|known| known.kind);
+    let mut known: Vec<_> = ours.chain(policies).chain(has_items.then_some("List")).collect();
+    if is_policy_group {
+        known.extend(BESIDE);
+    }
+    match nearest(kind, &known) {
+        Some(meant) => Some(("kind", format!("unknown kind `{kind}`, did you mean `{meant}`?"))),
+        None => is_policy_group.then(|| ("kind", format!("unknown kind `{kind}` of the group `{group}`"))),
+    }
+}
