@@ -195,7 +195,7 @@ impl ClusterState {
                 severity: Severity::Warning,
                 object: Some(ObjectKey::Pod(claims[1].key.clone()).to_string().into()),
                 field: Some("status.podIPs".into()),
-                message: format!("{address} belongs to {}, whose sandbox is newer", claims[0].key),
+                message: format!("{address} belongs to {}, {}", claims[0].key, precedence(&claims[0], &claims[1])),
             })
             .collect();
         found.sort();
@@ -261,6 +261,19 @@ fn replace<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: V) -> 
     true
 }
 
+/// Why the first of two pods has an address that both claim.
+fn precedence(first: &Pod, second: &Pod) -> &'static str {
+    if first.age.started != second.age.started {
+        "whose sandbox is newer"
+    } else if first.age.created != second.age.created {
+        "which was created later"
+    } else if first.age.uid != second.age.uid {
+        "which comes later by uid"
+    } else {
+        "which comes later by name"
+    }
+}
+
 fn withdraw<T>(claims: &mut FxHashMap<IpAddr, Claims<T>>, address: &IpAddr, is_claimant: impl Fn(&T) -> bool) {
     if let Some(claimants) = claims.get_mut(address) {
         claimants.retain(|claimant| !is_claimant(claimant));
@@ -305,13 +318,24 @@ mod tests {
     }
 
     #[test]
+    fn of_two_pods_of_unknown_age_the_last_by_name_has_the_address() {
+        let mut state = ClusterState::default();
+        for name in ["b", "a"] {
+            state.apply(Event::Upsert(Object::Pod(pod(name, None, None, ""))));
+        }
+        assert_eq!(owner(&state), "n/b");
+        let said = state.diagnose_addresses();
+        assert_eq!(said[0].message, "10.0.0.1 belongs to n/b, which comes later by name");
+    }
+
+    #[test]
     fn of_two_live_pods_the_one_with_the_newer_sandbox_has_the_address() {
         let (early, late) = (Some("2026-01-01T00:00:00Z"), Some("2026-01-01T00:00:01Z"));
-        for (older, newer) in [
-            (pod("z", early, late, "9"), pod("a", late, early, "1")),
-            (pod("z", early, early, "9"), pod("a", early, late, "1")),
-            (pod("z", early, early, "1"), pod("a", early, early, "2")),
-            (pod("z", None, late, "9"), pod("a", early, None, "1")),
+        for (older, newer, why) in [
+            (pod("z", early, late, "9"), pod("a", late, early, "1"), "whose sandbox is newer"),
+            (pod("z", early, early, "9"), pod("a", early, late, "1"), "which was created later"),
+            (pod("z", early, early, "1"), pod("a", early, early, "2"), "which comes later by uid"),
+            (pod("z", None, late, "9"), pod("a", early, None, "1"), "whose sandbox is newer"),
         ] {
             for order in [[&older, &newer], [&newer, &older]] {
                 let mut state = ClusterState::default();
@@ -322,7 +346,8 @@ mod tests {
                 assert_eq!(state.addresses_of(state.pod(&older.key).unwrap()).count(), 0);
                 let said = state.diagnose_addresses();
                 assert_eq!(said.len(), 1);
-                assert!(said[0].to_string().contains("Pod n/z: status.podIPs: 10.0.0.1 belongs to n/a"), "{}", said[0]);
+                let expected = format!("Pod n/z: status.podIPs: 10.0.0.1 belongs to n/a, {why}");
+                assert!(said[0].to_string().ends_with(&expected), "{}", said[0]);
                 state.apply(Event::Delete(ObjectKey::Pod(newer.key.clone())));
                 assert_eq!(owner(&state), "n/z", "the older one has it back");
                 assert!(state.diagnose_addresses().is_empty());
