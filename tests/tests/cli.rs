@@ -173,7 +173,7 @@ fn can_answers_in_json() {
         ],
         "",
         expect![[r#"
-            {"from":"ip:192.168.0.1","to":"shop/db","protocol":"ICMP","family":"IPv4","verdict":"Deny","reason":"ingress of shop/db: no rule accepts it; nearest is shop/db ingress[0].from[0]: node n1 is no pod, selectors match pods alone, and ingress[0].ports: a rule with ports accepts TCP, UDP and SCTP alone","steps":[{"direction":"ingress","subject":"shop/db","verdict":"Deny","isolated_by":["shop/db"],"nearest_miss":{"policy":"shop/db","text":"ingress[0].from[0]: node n1 is no pod, selectors match pods alone, and ingress[0].ports: a rule with ports accepts TCP, UDP and SCTP alone"}}]}
+            {"from":"ip:192.168.0.1","to":"shop/db","protocol":"ICMP","family":"IPv4","verdict":"Deny","certain":true,"reason":"ingress of shop/db: no rule accepts it; nearest is shop/db ingress[0].from[0]: node n1 is no pod, selectors match pods alone, and ingress[0].ports: a rule with ports accepts TCP, UDP and SCTP alone","steps":[{"direction":"ingress","subject":"shop/db","verdict":"Deny","isolated_by":["shop/db"],"nearest_miss":{"policy":"shop/db","text":"ingress[0].from[0]: node n1 is no pod, selectors match pods alone, and ingress[0].ports: a rule with ports accepts TCP, UDP and SCTP alone"}}]}
             exit 1
         "#]],
     );
@@ -373,4 +373,98 @@ fn a_path_that_is_not_there_is_a_usage_error() {
         npolicy: read manifests from nowhere: No such file or directory (os error 2)
     "#]],
     );
+}
+
+#[test]
+fn a_misspelt_kind_is_said_beside_the_answer() {
+    let db = DB.replace("kind: NetworkPolicy", "kind: NetworkPolcy");
+    let files = [("shop.yaml", SHOP), ("db.yaml", &*db)];
+    let question = ["can", "-f", ".", "--from", "shop/web", "--to", "shop/db", "--port", "80/tcp"];
+    check(
+        &files,
+        &question,
+        "",
+        expect![[r#"
+            Accept  shop/web -> shop/db  80/TCP over IPv4
+              egress of shop/web accepts: no policy isolates it
+              ingress of shop/db accepts: no policy isolates it
+            not certain: something in the manifests could not be read (see above)
+            exit 3
+            --- stderr
+            ./db.yaml:2: error: kind: unknown kind `NetworkPolcy`, did you mean `NetworkPolicy`?; the document is ignored
+        "#]],
+    );
+    let folder = folder(&files);
+    let output = run(folder.path(), &[&question[..], &["-o", "json"]].concat(), "");
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["certain"], false);
+}
+
+#[test]
+fn what_a_command_line_cannot_ask_is_said_with_what_it_could() {
+    let ask =
+        |to: &'static str, port: &'static str| vec!["can", "-f", ".", "--from", "shop/web", "--to", to, "--port", port];
+    for (arguments, message) in [
+        (ask("shop/db", "80800/tcp"), "--port: port 80800 is outside 1 to 65535"),
+        (ask("shop/db", "0/udp"), "--port: port 0 is outside 1 to 65535"),
+        (ask("shop/nope", "80/tcp"), "there is no pod shop/nope; shop has db, web"),
+        (ask("nope/web", "80/tcp"), "there is no pod nope/web"),
+        (vec!["matrix", "-f", ".", "--port", "80/tcp", "-n", "nope"], "there is no pod in namespace nope"),
+        (vec!["matrix", "-f", "empty", "--port", "80/tcp"], "empty holds no .yaml, .yml or .json file"),
+    ] {
+        let folder = folder(&[("shop.yaml", SHOP)]);
+        fs::create_dir(folder.path().join("empty")).unwrap();
+        let output = run(folder.path(), &arguments, "");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), format!("npolicy: {message}\n"));
+        assert_eq!(output.status.code(), Some(2), "{message}");
+    }
+}
+
+#[test]
+fn a_port_in_quotes_is_an_error_that_says_what_is_expected() {
+    check(
+        &[("shop.yaml", SHOP)],
+        &["can", "-f", ".", "--batch"],
+        r#"{"from":"shop/web","to":"shop/db","protocol":"TCP","port":"8080"}"#,
+        expect![[r#"
+            {"error":"`port` must be a number from 1 to 65535, not \"8080\""}
+            exit 0
+        "#]],
+    );
+}
+
+#[test]
+fn an_answer_that_cannot_be_written_is_an_error() {
+    for arguments in [
+        &["can", "-f", ".", "--from", "shop/web", "--to", "shop/db", "--port", "80/tcp"][..],
+        &["can", "-f", ".", "--from", "shop/web", "--to", "shop/db", "--port", "80/tcp", "-o", "json"],
+        &["can", "-f", ".", "--batch"],
+        &["matrix", "-f", ".", "--port", "80/tcp"],
+        &["matrix", "-f", ".", "--port", "80/tcp", "-o", "json"],
+    ] {
+        let folder = folder(&[("shop.yaml", SHOP)]);
+        fs::write(folder.path().join("questions"), "what?\n").unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_npolicy-under-test"))
+            .args(arguments)
+            .current_dir(folder.path())
+            .stdin(fs::File::open(folder.path().join("questions")).unwrap())
+            .stdout(fs::File::options().write(true).open("/dev/full").unwrap())
+            .output()
+            .unwrap();
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(message, "npolicy: write the answer: No space left on device (os error 28)\n", "{arguments:?}");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_matrix_with_gaps_is_not_certain_and_has_no_trailing_blanks() {
+    let block = "kind: NetworkPolicy\nmetadata: {name: in, namespace: shop}\n\
+                 spec: {ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8}}]}]}\n";
+    let folder = folder(&[("shop.yaml", SHOP), ("block.yaml", block)]);
+    let output = run(folder.path(), &["matrix", "-f", ".", "--port", "80/tcp"], "");
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("without an answer"), "{table}");
+    assert!(table.lines().all(|line| line.trim_end() == line), "{table:?}");
+    assert_eq!(output.status.code(), Some(3));
 }

@@ -9,6 +9,7 @@ use npolicy_common::{Direction, Family, Verdict};
 use super::exit;
 use super::question::{AnswerLine, decision_text, parse_end, parse_protocol, parse_question, reason};
 use crate::compile::{Answer, Engine, Question, Unanswerable};
+use crate::model::PodKey;
 use crate::watch::manifests::Manifests;
 
 /// Flags of `npolicy can`.
@@ -94,18 +95,16 @@ impl From<FamilyName> for Family {
     }
 }
 
+/// How many pods a message names.
+const MOST_NAMES: usize = 10;
+
 /// Runs the command; returns its exit code.
 pub fn run(args: Args) -> anyhow::Result<u8> {
     let (mut engine, is_certain) = load(&args.files)?;
     if args.batch {
         let answered =
             batch(&mut engine, io::stdin().lock(), io::BufWriter::with_capacity(1 << 16, io::stdout().lock()));
-        return match answered {
-            // Whoever reads the answers has seen enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(exit::OK),
-            Err(error) => Err(error).context("answer questions from stdin"),
-            Ok(()) => Ok(if is_certain { exit::OK } else { exit::UNKNOWN }),
-        };
+        return written(answered?, if is_certain { exit::OK } else { exit::UNKNOWN });
     }
     let question = Question {
         from: parse_end(args.from.as_deref().unwrap_or_default()).context("--from")?,
@@ -120,23 +119,51 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
             anstream::eprintln!("npolicy: {error}");
             return Ok(exit::UNKNOWN);
         }
+        Err(Unanswerable::NoPod(key)) => anyhow::bail!("there is no pod {key}{}", pods_beside(&engine, &key)),
         Err(error) => return Err(error.into()),
     };
-    match args.output {
-        Output::Text => print_text(&question, &answer),
-        Output::Json => anstream::println!("{}", serde_json::to_string(&AnswerLine::new(&question, &answer))?),
-    }
-    Ok(match (is_certain, answer.verdict) {
+    let mut out = anstream::stdout().lock();
+    let outcome = match args.output {
+        Output::Text => print_text(&mut out, &question, &answer, is_certain),
+        Output::Json => {
+            let line = serde_json::to_string(&AnswerLine::new(&question, &answer, is_certain))?;
+            writeln!(out, "{line}")
+        }
+    };
+    let code = match (is_certain, answer.verdict) {
         (false, _) => exit::UNKNOWN,
         (true, Verdict::Accept) => exit::OK,
         (true, Verdict::Deny) => exit::DENIED,
-    })
+    };
+    written(outcome.and_then(|()| out.flush()), code)
+}
+
+/// The exit code once the answer is written. A closed pipe is none of our business: whoever read has seen enough.
+pub(super) fn written(outcome: io::Result<()>, code: u8) -> anyhow::Result<u8> {
+    match outcome {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(exit::OK),
+        outcome => outcome.context("write the answer").map(|()| code),
+    }
+}
+
+/// Names pods of the same namespace, for whoever mistyped one: `; dev has backend, frontend`.
+fn pods_beside(engine: &Engine, key: &PodKey) -> String {
+    let pods = engine.state().pods().filter(|pod| pod.key.namespace == key.namespace);
+    let names: Vec<_> = pods.map(|pod| &*pod.key.name).take(MOST_NAMES + 1).collect();
+    match names.len() {
+        0 => String::new(),
+        1..=MOST_NAMES => format!("; {} has {}", key.namespace, names.join(", ")),
+        _ => format!("; {} has {}, ...", key.namespace, names[..MOST_NAMES].join(", ")),
+    }
 }
 
 /// Reads manifests, says on stderr what is wrong with them, and compiles them. Also returns whether every object could be
 /// read, so that answers are certain.
 pub(super) fn load(files: &[PathBuf]) -> anyhow::Result<(Engine, bool)> {
     let manifests = Manifests::read(files)?;
+    for path in files.iter().filter(|path| path.is_dir()) {
+        anyhow::ensure!(manifests.has_file_in(path), "{} holds no .yaml, .yml or .json file", path.display());
+    }
     let state = manifests.state();
     for diagnostic in manifests.diagnostics().iter().chain(&state.diagnose_addresses()) {
         anstream::eprintln!("{diagnostic}");
@@ -144,7 +171,7 @@ pub(super) fn load(files: &[PathBuf]) -> anyhow::Result<(Engine, bool)> {
     Ok((Engine::new(state), manifests.is_certain()))
 }
 
-fn print_text(question: &Question, answer: &Answer) {
+fn print_text(out: &mut impl Write, question: &Question, answer: &Answer, is_certain: bool) -> io::Result<()> {
     let verdict = match answer.verdict {
         Verdict::Accept => super::style::accepted("Accept"),
         Verdict::Deny => super::style::denied("Deny"),
@@ -153,9 +180,9 @@ fn print_text(question: &Question, answer: &Answer) {
         Family::V4 => "IPv4",
         Family::V6 => "IPv6",
     };
-    anstream::println!("{verdict}  {} -> {}  {} over {family}", question.from, question.to, question.protocol);
+    writeln!(out, "{verdict}  {} -> {}  {} over {family}", question.from, question.to, question.protocol)?;
     if answer.judgements.is_empty() {
-        anstream::println!("  {}", reason(answer));
+        writeln!(out, "  {}", reason(answer))?;
     }
     for judgement in &answer.judgements {
         let direction = match judgement.direction {
@@ -166,26 +193,32 @@ fn print_text(question: &Question, answer: &Answer) {
             Verdict::Accept => super::style::accepted("accepts"),
             Verdict::Deny => super::style::denied("denies"),
         };
-        anstream::println!("  {direction} {} {verdict}: {}", judgement.subject, decision_text(&judgement.explanation));
+        writeln!(out, "  {direction} {} {verdict}: {}", judgement.subject, decision_text(&judgement.explanation))?;
         if !judgement.explanation.isolated_by.is_empty() {
             let policies: Vec<_> = judgement.explanation.isolated_by.iter().map(ToString::to_string).collect();
-            anstream::println!("    isolated by {}", policies.join(", "));
+            writeln!(out, "    isolated by {}", policies.join(", "))?;
         }
     }
+    if !is_certain {
+        writeln!(out, "not certain: something in the manifests could not be read (see above)")?;
+    }
+    Ok(())
 }
 
-/// Answers each line of `questions` with one line, in order.
-fn batch(engine: &mut Engine, mut questions: impl BufRead, mut answers: impl Write) -> io::Result<()> {
+/// Answers each line of `questions` with one line, in order. The outer result is about reading, the inner about writing.
+fn batch(engine: &mut Engine, mut questions: impl BufRead, mut answers: impl Write) -> anyhow::Result<io::Result<()>> {
     let mut line = Vec::new();
     loop {
         line.clear();
-        if questions.read_until(b'\n', &mut line)? == 0 {
-            return answers.flush();
+        if questions.read_until(b'\n', &mut line).context("read questions from stdin")? == 0 {
+            return Ok(answers.flush());
         }
         if line.trim_ascii().is_empty() {
             continue;
         }
-        answer_line(engine, &line, &mut answers)?;
+        if let Err(error) = answer_line(engine, &line, &mut answers) {
+            return Ok(Err(error));
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::Context;
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 use npolicy_common::{Family, Verdict};
 
-use super::can::{FamilyName, Output, load};
+use super::can::{FamilyName, Output, load, written};
 use super::exit;
 use super::question::{parse_protocol, protocol_parts, verdict_text};
 use crate::compile::{End, Engine, Protocol, Question};
@@ -25,7 +25,8 @@ Examples:
 
 Rows are destinations, columns are sources. A pod on its node's network stands for its node.
 
-Exit code: 0, or 2 if the files cannot be used, or 3 if something in them could not be read, so the table is not certain.")]
+Exit code: 0, or 2 if the files cannot be used, or 3 if something in them could not be read, so the table is not certain,
+or if a pair has no answer.")]
 pub struct Args {
     /// Manifests: a file, or a directory of .yaml, .yml and .json files; may be given several times
     #[arg(short = 'f', long = "file", required = true, value_name = "PATH")]
@@ -60,15 +61,16 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
         .filter(|pod| args.namespace.as_ref().is_none_or(|namespace| **namespace == *pod.namespace))
         .cloned()
         .collect();
-    match args.output {
-        Output::Text => print_table(&mut engine, &pods, &destinations, protocol, family),
-        Output::Json => match print_lines(&mut engine, &pods, &destinations, protocol, family) {
-            // Whoever reads the answers has seen enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(exit::OK),
-            outcome => outcome.context("print answers")?,
-        },
+    if let Some(namespace) = args.namespace.filter(|_| destinations.is_empty()) {
+        anyhow::bail!("there is no pod in namespace {namespace}");
     }
-    Ok(if is_certain { exit::OK } else { exit::UNKNOWN })
+    let outcome = match args.output {
+        Output::Text => print_table(&mut engine, &pods, &destinations, protocol, family),
+        Output::Json => print_lines(&mut engine, &pods, &destinations, protocol, family),
+    };
+    let is_complete = outcome.as_ref().is_ok_and(|unknown| *unknown == 0);
+    let code = if is_certain && is_complete { exit::OK } else { exit::UNKNOWN };
+    written(outcome.map(drop), code)
 }
 
 /// One pair in JSON.
@@ -89,13 +91,14 @@ fn question(from: &PodKey, to: &PodKey, protocol: Protocol, family: Option<Famil
     Question { from: End::Pod(from.clone()), to: End::Pod(to.clone()), protocol, family }
 }
 
+/// Prints the table; returns how many of its cells have no answer.
 fn print_table(
     engine: &mut Engine,
     sources: &[PodKey],
     destinations: &[PodKey],
     protocol: Protocol,
     family: Option<Family>,
-) {
+) -> io::Result<u64> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).enforce_styling();
     table.set_header(["to \\ from".to_owned()].into_iter().chain(sources.iter().map(ToString::to_string)));
@@ -122,31 +125,43 @@ fn print_table(
         column.set_padding((0, 3));
     }
     table.style_text_only();
-    anstream::println!("{}\n\n{protocol}: . accepted {accepted}, X denied {denied}", table.trim_fmt());
-    if unknown > 0 {
-        anstream::println!("? {unknown} without an answer (npolicy can says why)");
+    let mut out = anstream::stdout().lock();
+    for line in table.lines() {
+        writeln!(out, "{}", line.trim_end())?;
     }
+    writeln!(out, "\n{protocol}: . accepted {accepted}, X denied {denied}")?;
+    if unknown > 0 {
+        writeln!(out, "? {unknown} without an answer (npolicy can says why)")?;
+    }
+    out.flush()?;
+    Ok(unknown)
 }
 
+/// Prints a line for each pair; returns how many have no answer.
 fn print_lines(
     engine: &mut Engine,
     sources: &[PodKey],
     destinations: &[PodKey],
     protocol: Protocol,
     family: Option<Family>,
-) -> io::Result<()> {
+) -> io::Result<u64> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     let (name, port) = protocol_parts(protocol);
+    let mut unknown = 0;
     for to in destinations {
         for from in sources {
             let (verdict, error) = match engine.verdict(&question(from, to, protocol, family)) {
                 Ok(verdict) => (Some(verdict_text(verdict)), None),
-                Err(error) => (None, Some(error.to_string())),
+                Err(error) => {
+                    unknown += 1;
+                    (None, Some(error.to_string()))
+                }
             };
             let line = Line { from: from.to_string(), to: to.to_string(), protocol: name, port, verdict, error };
             serde_json::to_writer(&mut out, &line)?;
             out.write_all(b"\n")?;
         }
     }
-    out.flush()
+    out.flush()?;
+    Ok(unknown)
 }

@@ -21,6 +21,10 @@ pub(super) enum QuestionError {
     End(String),
     #[error("{0:?} is no port, expected 8080/tcp, 53/udp, 80/sctp or icmp")]
     Port(String),
+    #[error("port {0} is outside 1 to 65535")]
+    PortRange(i128),
+    #[error("`port` must be a number from 1 to 65535, not {0}")]
+    PortType(serde_json::Value),
     #[error("unknown protocol {0:?}, expected TCP, UDP, SCTP or ICMP")]
     Protocol(String),
     #[error("{0} needs a `port` from 1 to 65535")]
@@ -58,11 +62,14 @@ pub(super) fn parse_protocol(text: &str) -> Result<Protocol, QuestionError> {
     }
     let malformed = || QuestionError::Port(text.to_owned());
     let (port, protocol) = text.split_once('/').ok_or_else(malformed)?;
-    let port = port.parse().map_err(|_| malformed())?;
-    if protocol.eq_ignore_ascii_case("icmp") {
+    let port: i128 = port.parse().map_err(|_| malformed())?;
+    if !["tcp", "udp", "sctp"].iter().any(|known| protocol.eq_ignore_ascii_case(known)) {
         return Err(malformed());
     }
-    protocol_of(protocol, Some(port)).map_err(|_| malformed())
+    if !(1..=65535).contains(&port) {
+        return Err(QuestionError::PortRange(port));
+    }
+    protocol_of(protocol, Some(port as i64))
 }
 
 fn protocol_of(name: &str, port: Option<i64>) -> Result<Protocol, QuestionError> {
@@ -93,13 +100,17 @@ pub(super) fn parse_question(line: &[u8]) -> Result<Question, String> {
         to: std::borrow::Cow<'a, str>,
         #[serde(borrow)]
         protocol: std::borrow::Cow<'a, str>,
-        port: Option<i64>,
+        port: Option<serde_json::Value>,
         #[serde(borrow)]
         family: Option<std::borrow::Cow<'a, str>>,
     }
     let line: Line<'_> = serde_json::from_slice(line).map_err(|error| format!("not a question: {error}"))?;
     let read = || -> Result<Question, QuestionError> {
-        let protocol = protocol_of(&line.protocol, line.port)?;
+        let port = match &line.port {
+            None => None,
+            Some(port) => Some(port.as_i64().ok_or_else(|| QuestionError::PortType(port.clone()))?),
+        };
+        let protocol = protocol_of(&line.protocol, port)?;
         if protocol == Protocol::Icmp && line.port.is_some() {
             return Err(QuestionError::PortOfIcmp);
         }
@@ -159,6 +170,8 @@ pub(super) struct AnswerLine {
     port: Option<u16>,
     family: &'static str,
     verdict: &'static str,
+    /// Whether every object could be read.
+    certain: bool,
     reason: String,
     steps: Vec<StepLine>,
 }
@@ -193,7 +206,7 @@ struct MissLine {
 }
 
 impl AnswerLine {
-    pub(super) fn new(question: &Question, answer: &Answer) -> Self {
+    pub(super) fn new(question: &Question, answer: &Answer, certain: bool) -> Self {
         let (protocol, port) = protocol_parts(question.protocol);
         Self {
             from: question.from.to_string(),
@@ -205,6 +218,7 @@ impl AnswerLine {
                 Family::V6 => "IPv6",
             },
             verdict: verdict_text(answer.verdict),
+            certain,
             reason: reason(answer),
             steps: answer.judgements.iter().map(StepLine::new).collect(),
         }
