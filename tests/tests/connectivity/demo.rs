@@ -66,6 +66,46 @@ fn tells_the_story_with_the_drop_line_and_the_trap() {
     assert_eq!(opened.len(), families, "{text}");
     assert!(opened.iter().all(|line| line.contains("dev/frontend to prod/database TCP 8080")), "{text}");
     assert!(!text.contains("closed:"), "{text}");
+    assert!(text.lines().all(|line| line.trim_end() == line), "a line ends in blanks:\n{text}");
+}
+
+#[test]
+fn takes_one_file_and_names_what_it_cannot_make() {
+    if !require_root() {
+        return;
+    }
+    let scratch = tempfile::tempdir().expect("a directory");
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("pods.yaml");
+    let text = "kind: Pod\nmetadata: {name: web}\n---\nkind: Pod\nmetadata: {labels: {app: web}}\n";
+    fs::write(&file, text).expect("a manifest");
+    fs::write(directory.path().join("latin.yaml"), b"# caf\xe9\n").expect("a manifest");
+    std::os::unix::fs::symlink("nowhere", directory.path().join("dangling.yaml")).expect("a link");
+    let notes_of = |path: &Path| {
+        let output = demo(scratch.path()).arg("--file").arg(path).output().expect("the demo");
+        let notes = String::from_utf8(output.stderr).expect("text");
+        assert!(output.status.success(), "{}\n{notes}", output.status);
+        notes
+    };
+    for path in [file.as_path(), directory.path()] {
+        let notes = notes_of(path);
+        assert!(notes.contains("pods.yaml:5: error: Pod: metadata: `name` is missing"), "{notes}");
+        assert!(notes.contains("making 1 pod\n"), "{notes}");
+        assert!(notes.contains("default/web is the only pod"), "{notes}");
+        let named = ["latin.yaml", "dangling.yaml"].iter().filter(|name| notes.contains(**name)).count();
+        assert_eq!(named, if path == file { 0 } else { 2 }, "{notes}");
+    }
+}
+
+#[test]
+fn files_without_a_pod_cannot_be_used() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let file = scratch.path().join("nameless.yaml");
+    fs::write(&file, "kind: Pod\nmetadata: {}\n").expect("a manifest");
+    for path in [&file, &scratch.path().join("nowhere")] {
+        let output = demo(scratch.path()).arg("--file").arg(path).output().expect("the demo");
+        assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+    }
 }
 
 #[test]
@@ -97,12 +137,13 @@ fn takes_ones_own_manifests() {
     assert!(!text.contains("IPv6"), "{text}");
 }
 
-/// Starts a demo that stays up, and waits until it does.
-fn hold(scratch: &Path) -> (std::process::Child, Vec<Pid>) {
+/// Starts a demo that stays up, and waits until it does; also gives its agent, and what it says of the ways in.
+fn hold(scratch: &Path) -> (std::process::Child, Vec<Pid>, Vec<String>) {
     let mut demo = demo(scratch).arg("--hold").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the demo");
     let stdout = BufReader::new(demo.stdout.take().expect("stdout"));
     let mut lines = stdout.lines().map_while(Result::ok);
     assert!(lines.any(|line| line.contains("stays up until Ctrl-C")), "it ended early");
+    let ways_in: Vec<_> = lines.by_ref().take_while(|line| line != "Drops:").collect();
     let children = format!("/proc/{}/task", demo.id());
     let mut agents = Vec::new();
     for thread in fs::read_dir(children).expect("threads") {
@@ -112,7 +153,7 @@ fn hold(scratch: &Path) -> (std::process::Child, Vec<Pid>) {
     assert_eq!(agents.len(), 1, "one agent");
     // Keeps the pipe open until the demo ends.
     thread::spawn(move || lines.count());
-    (demo, agents)
+    (demo, agents, ways_in)
 }
 
 fn is_running(process: Pid) -> bool {
@@ -122,12 +163,34 @@ fn is_running(process: Pid) -> bool {
 }
 
 #[test]
+fn holds_the_first_policy_and_gives_a_line_to_copy() {
+    if !require_root() {
+        return;
+    }
+    let scratch = tempfile::tempdir().expect("a directory");
+    let (mut demo, _, ways_in) = hold(scratch.path());
+    assert!(ways_in[0].contains("TCP 8080, TCP 9090"), "{ways_in:?}");
+    let example = ways_in.iter().find(|line| line.ends_with("echo connected")).expect("an example");
+    let is_connected = |line: &str| {
+        let output = Command::new("timeout").args(["2", "bash", "-c", line]).output().expect("bash");
+        output.stdout == b"connected\n"
+    };
+    assert!(is_connected(example), "{example}");
+    // The same connection from where only the split policy accepts it.
+    let namespace = |line: &str| line.split(' ').find(|word| word.starts_with("--net=")).expect("a path").to_owned();
+    let frontend = ways_in.iter().find(|line| line.contains("dev/frontend ")).expect("the pod");
+    assert!(!is_connected(&example.replace(&namespace(example), &namespace(frontend))), "{ways_in:?}");
+    kill_process(Pid::from_child(&demo), Signal::INT).expect("a signal");
+    assert!(demo.wait().expect("the demo").success());
+}
+
+#[test]
 fn leaves_nothing_behind_on_ctrl_c() {
     if !require_root() {
         return;
     }
     let scratch = tempfile::tempdir().expect("a directory");
-    let (mut demo, agents) = hold(scratch.path());
+    let (mut demo, agents, _) = hold(scratch.path());
     kill_process(Pid::from_child(&demo), Signal::INT).expect("a signal");
     let status = demo.wait().expect("the demo");
     assert!(status.success(), "{status}");
@@ -141,12 +204,12 @@ fn a_killed_demo_takes_its_agent_along_and_the_next_one_removes_its_files() {
         return;
     }
     let scratch = tempfile::tempdir().expect("a directory");
-    let (mut first, agents) = hold(scratch.path());
+    let (mut first, agents, _) = hold(scratch.path());
     first.kill().expect("a signal");
     first.wait().expect("the demo");
     eventually("the agent ends with the demo", || agents.iter().all(|agent| !is_running(*agent)));
     assert!(!is_empty(scratch.path()), "nothing is left that the next demo could remove");
-    let (mut second, _) = hold(scratch.path());
+    let (mut second, _, _) = hold(scratch.path());
     assert_eq!(fs::read_dir(scratch.path()).expect("a directory").count(), 1);
     kill_process(Pid::from_child(&second), Signal::TERM).expect("a signal");
     assert!(second.wait().expect("the demo").success());
