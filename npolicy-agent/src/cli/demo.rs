@@ -198,7 +198,8 @@ fn show(args: &Args, plan: Plan) -> anyhow::Result<u8> {
     }
     out.flush()?;
     if args.hold {
-        if args.file.is_none() {
+        // Where the split policy was shown, it is the one in force.
+        if args.file.is_none() && !args.json {
             world.replace(POLICY_FILE, POLICY);
             cluster.rewrite(&world)?;
         }
