@@ -82,6 +82,8 @@ pub struct Agent {
     ready: Ready,
     /// What was last said of pods without an interface and of interfaces without a pod.
     unmatched: Vec<String>,
+    /// Whether nothing may be published: verdicts of an earlier agent are in force, and the manifests were never read whole.
+    is_waiting: bool,
     /// When to publish again although nothing has changed: because something did not work.
     retry_at: Option<tokio::time::Instant>,
 }
@@ -104,6 +106,13 @@ impl Agent {
         let drops = DropLog::open(&config.drop_log, config.drop_format)?;
         let flow_buckets = config.flows.div_ceil(FLOW_WAYS as u32).next_power_of_two();
         let datapath = Datapath::open(&DatapathConfig { pin_dir: config.pin_dir.clone(), flow_buckets })?;
+        // What the last agent had read is gone with it. Publishing less than what is in force would loosen it.
+        let is_waiting = datapath.is_adopted() && !manifests.is_certain();
+        if is_waiting {
+            error!(
+                "the manifests have errors: the verdicts in force stay as they are until every document can be read"
+            );
+        }
         info!(pinned = %config.pin_dir.display(), adopted = datapath.is_adopted(), "datapath is open");
         let links = LinkWatch::start()?;
         let scope = match &config.node_name {
@@ -126,6 +135,7 @@ impl Agent {
             drops,
             ready: Ready::default(),
             unmatched: Vec::new(),
+            is_waiting,
             retry_at: None,
         })
     }
@@ -177,6 +187,7 @@ impl Agent {
             }
         };
         report_findings(&reading, &self.manifests);
+        self.is_waiting &= !reading.is_certain();
         for event in reading.events_since(&self.manifests) {
             self.state.apply(event);
         }
@@ -242,8 +253,18 @@ impl Agent {
     }
 
     /// The pod behind an interface: the subject that has one of its addresses.
+    ///
+    /// An interface stays the pod's whose address its line has: what a pod adds to its interface or takes off does not
+    /// make it another. An address that another interface's line has is that one's.
     fn owner_of(&self, link: &HostLink) -> Option<PodKey> {
-        link.addresses.iter().find_map(|&address| match self.state.owner(address) {
+        let mut bound = self.datapath.address_of(link.ifindex).into_iter().flatten();
+        let bound = bound.find_map(|address| self.pod_at(address));
+        let free = link.addresses.iter().filter(|&&address| !self.datapath.is_bound(address));
+        bound.or_else(|| free.copied().find_map(|address| self.pod_at(address)))
+    }
+
+    fn pod_at(&self, address: IpAddr) -> Option<PodKey> {
+        Some(address).and_then(|address| match self.state.owner(address) {
             Owner::Pod(pod) if self.plan.subjects.contains_key(&pod.key) => Some(pod.key.clone()),
             _ => None,
         })
@@ -252,6 +273,9 @@ impl Agent {
     /// Makes the kernel equal the plan, then does what waits for a grace period.
     fn publish(&mut self) {
         self.retry_at = None;
+        if self.is_waiting {
+            return;
+        }
         let links = self.links.current();
         self.plan.node_addresses.extend(&links.own_addresses);
         let interfaces = self.datapath.interfaces();
@@ -426,6 +450,16 @@ impl Agent {
 
     /// Looks whether the programs are where they belong.
     fn verify(&mut self) {
+        if self.directory.is_stale() {
+            match DirectoryWatch::start(&self.config.manifests) {
+                Ok(directory) => {
+                    warn!("the manifests' directory is another one; reading it");
+                    self.directory = directory;
+                    self.read_manifests();
+                }
+                Err(error) => warn!(error = chain(&error), "the manifests' directory is gone; the last reading stays"),
+            }
+        }
         for fault in self.datapath.verify() {
             error!("{fault}");
         }

@@ -33,6 +33,8 @@ pub mod socket_mark {
     pub const OPENED: u32 = 1;
     /// The pod accepted the connection; bits 8 and 9 hold the [`super::Origin`].
     pub const ACCEPTED: u32 = 2;
+    /// The socket was marked for another connection, before the pod disconnected it: nothing is known of this one.
+    pub const OTHER: u32 = 4;
     /// Where the origin stands.
     pub const ORIGIN_SHIFT: u32 = 8;
 }

@@ -16,7 +16,7 @@
 //! | [`maps::PORTS`] | array, mapped | block | [`PortsBlock`] | 65,536 | agent | programs |
 //! | [`maps::FLOWS4`] | array, mapped | bucket | [`FlowBucket4`] | 65,536 by default | programs, agent erases | programs |
 //! | [`maps::FLOWS6`] | array, mapped | bucket | [`FlowBucket6`] | 65,536 by default | programs, agent erases | programs |
-//! | [`maps::SOCKETS`] | socket storage | socket | u32, [`socket_mark`] | a socket | programs | programs |
+//! | [`maps::SOCKETS`] | socket storage | socket | u64: a tag of the connection, [`socket_mark`] | a socket | programs | programs |
 //! | [`maps::COUNTERS`] | per-CPU array | [`CounterKey`] | [`CounterRow`] | 2,048 | programs | agent |
 //! | [`maps::BUCKETS`] | array | slot | [`TokenBucket`] | 1,024 | programs | programs |
 //! | [`maps::EVENTS`] | ring buffer | - | [`FlowEvent`] | 1 MiB | programs | agent |

@@ -121,6 +121,11 @@ pub(crate) fn ipv6<F: Frame, L: Line>(frame: F, line: L, direction: Direction, c
             _ => FrameRule::Policy,
         };
     }
+    // What stands behind an extension header that is not read may be a neighbour or router message: receivers take those
+    // with a hop limit of 255 only, and behind destination options too.
+    if careful.fault == Reason::Unjudgeable as u8 && careful.hop_limit == 255 {
+        return FrameRule::Deny(Reason::Unjudgeable);
+    }
     if is_icmp {
         let rule = match packet.source_port {
             icmp_type::ROUTER_ADVERTISEMENT | icmp_type::REDIRECT6 => FrameRule::Deny(Reason::RouterMessage),
@@ -218,6 +223,12 @@ fn neighbour<F: Frame, L: Line>(frame: F, line: L, careful: &Careful) -> FrameRu
         return FrameRule::Policy;
     }
     let is_advertisement = packet.source_port == icmp_type::NEIGHBOUR_ADVERTISEMENT;
+    // Code and reserved bits say nothing, so they would carry whatever the pod likes past any policy.
+    let Some([reserved]) = frame.load::<1>(careful.upper + 4) else { return FrameRule::Policy };
+    let flags = if is_advertisement { 0xe000_0000 } else { 0 };
+    if packet.destination_port != 0 || reserved & !flags != 0 {
+        return FrameRule::Policy;
+    }
     let is_router_solicitation = packet.source_port == icmp_type::ROUTER_SOLICITATION;
     let mut options = careful.upper + 8;
     let mut target = [0, 0];

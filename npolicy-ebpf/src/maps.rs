@@ -24,7 +24,7 @@ use npolicy_common::maps::{
 use npolicy_common::{
     Be16, Bundle, Class, Class6Bucket, ClassChunk, ClassWord, Config, CounterKey, CounterRow, EndpointLine,
     EndpointWord, FLOW_WAYS, FlowBucket4, FlowBucket6, FlowData, FlowEvent, FlowProtocol, PortsBlock, PortsTop, Reason,
-    RulesetChunk, RulesetId, TokenBucket,
+    RulesetChunk, RulesetId, TokenBucket, socket_mark,
 };
 use npolicy_ebpf::{
     Bucket, Connection, Frame, Line, Listing, Marking, Outcome, Question, Socket, Steps, Tables, ether_type,
@@ -53,7 +53,7 @@ static FLOWS4: Array<FlowBucket4> = Array::with_max_entries(FLOWS_BUCKETS, BPF_F
 #[map]
 static FLOWS6: Array<FlowBucket6> = Array::with_max_entries(FLOWS_BUCKETS, BPF_F_MMAPABLE);
 #[btf_map]
-static SOCKETS: SkStorage<u32> = SkStorage::new();
+static SOCKETS: SkStorage<u64> = SkStorage::new();
 #[map]
 static COUNTERS: PerCpuArray<CounterRow> = PerCpuArray::with_max_entries(COUNTER_SLOTS * 2, 0);
 #[map]
@@ -107,6 +107,17 @@ macro_rules! socket_field {
 
 /// Finding the pod's own sockets.
 impl Kernel {
+    /// Tells a socket's connections apart: a pod may disconnect a socket and use it for another one.
+    #[inline(always)]
+    fn tag(self, connection: &Connection) -> u64 {
+        let [first, second, ..] = self.secrets();
+        let ports = (connection.remote_port as u64) << 16 | connection.local_port as u64;
+        let mut x = (connection.remote[0] ^ ports).wrapping_mul(first);
+        x ^= x >> 32;
+        x = (x ^ connection.remote[1]).wrapping_mul(second);
+        (x ^ x >> 29) & TAG
+    }
+
     /// The socket that sent the packet, if it is a full TCP stream socket with the packet's two ports. Behind a raw frame
     /// stands a packet or raw socket, of which a connected one says TCP and ESTABLISHED too.
     #[inline(always)]
@@ -170,30 +181,34 @@ fn release(socket: *mut bpf_sock) {
     unsafe { bpf_sk_release(socket.cast()) };
 }
 
+/// The bits of a mark that say of which connection it was made.
+const TAG: u64 = !0xffff;
+
 /// The mark that a full socket carries; 0 if none.
 #[inline(always)]
-fn mark_of(socket: *mut bpf_sock) -> u32 {
+fn mark_of(socket: *mut bpf_sock, tag: u64) -> u32 {
     let map = (&raw const SOCKETS).cast_mut().cast::<c_void>();
     // SAFETY: the map and the socket are valid; without a flag the helper (5.2) only looks.
-    let mark = unsafe { bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), 0) }.cast::<u32>();
+    let mark = unsafe { bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), 0) }.cast::<u64>();
     if mark.is_null() {
         return 0;
     }
     // SAFETY: the helper returned the value's place.
-    unsafe { mark.read_volatile() }
+    let mark = unsafe { mark.read_volatile() };
+    if mark == 0 || mark & TAG == tag { mark as u16 as u32 } else { socket_mark::OTHER }
 }
 
 #[inline(always)]
-fn put_mark(socket: *mut bpf_sock, mark: u32) -> Marking {
+fn put_mark(socket: *mut bpf_sock, mark: u32, tag: u64) -> Marking {
     let map = (&raw const SOCKETS).cast_mut().cast::<c_void>();
     let create = BPF_SK_STORAGE_GET_F_CREATE as u64;
     // SAFETY: as in `mark_of`; with the flag the helper makes the value if it can.
-    let place = unsafe { bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), create) }.cast::<u32>();
+    let place = unsafe { bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), create) }.cast::<u64>();
     if place.is_null() {
         return Marking::Refused;
     }
     // SAFETY: the helper returned the value's place.
-    unsafe { place.write_volatile(mark) };
+    unsafe { place.write_volatile(tag | mark as u64) };
     Marking::Done
 }
 
@@ -474,7 +489,7 @@ impl Tables for Kernel {
     #[inline(always)]
     fn socket(self, connection: &Connection) -> Socket {
         if let Some(socket) = self.sender(connection) {
-            return Socket::Full(mark_of(socket));
+            return Socket::Full(mark_of(socket, self.tag(connection)));
         }
         if connection.netns_id < 0 {
             return Socket::Unasked;
@@ -484,7 +499,7 @@ impl Tables for Kernel {
             BPF_TCP_LISTEN => Socket::Listener,
             BPF_TCP_NEW_SYN_RECV => Socket::HalfOpen,
             BPF_TCP_CLOSE | BPF_TCP_TIME_WAIT => Socket::Absent,
-            _ => Socket::Full(mark_of(socket)),
+            _ => Socket::Full(mark_of(socket, self.tag(connection))),
         };
         release(socket);
         answer
@@ -493,7 +508,7 @@ impl Tables for Kernel {
     #[inline(always)]
     fn mark_socket(self, connection: &Connection, mark: u32) -> Marking {
         if let Some(socket) = self.sender(connection) {
-            return put_mark(socket, mark);
+            return put_mark(socket, mark, self.tag(connection));
         }
         if connection.netns_id < 0 {
             return Marking::NoSocket;
@@ -502,7 +517,7 @@ impl Tables for Kernel {
         let marking = match state(socket) {
             BPF_TCP_LISTEN | BPF_TCP_NEW_SYN_RECV => Marking::NotYet,
             BPF_TCP_CLOSE | BPF_TCP_TIME_WAIT => Marking::NoSocket,
-            _ => put_mark(socket, mark),
+            _ => put_mark(socket, mark, self.tag(connection)),
         };
         release(socket);
         marking

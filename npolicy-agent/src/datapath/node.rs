@@ -1,9 +1,12 @@
 //! The datapath of a node: everything the agent may ask of the kernel.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use npolicy_common::{Config, Direction, EndpointWord, FlowEvent, config_flags, endpoint_flags, flow_time};
+use npolicy_common::{
+    Config, Direction, EndpointLine, EndpointWord, FlowEvent, config_flags, endpoint_flags, flow_time,
+};
 use rustc_hash::FxHashMap;
 
 use super::attach::{Attachments, Fault};
@@ -72,6 +75,8 @@ pub struct Datapath {
     config: MappedArray<Config>,
     jiffies: Jiffies,
     is_adopted: bool,
+    /// Whether interfaces that come now came under this agent's eyes.
+    has_published: bool,
     // Last: its lock goes when everything else is gone.
     _pin: PinDir,
 }
@@ -107,6 +112,7 @@ impl Datapath {
             config,
             jiffies,
             is_adopted: opened.is_adopted,
+            has_published: false,
             _pin: pin,
         };
         datapath.drop_lines_without_links()?;
@@ -154,10 +160,10 @@ impl Datapath {
         let is_new = self.publisher.lines.get(link.ifindex).is_none();
         let writing = || DatapathError::kernel("write ENDPOINTS_MORE");
         if is_new {
-            let older = if link.is_up { endpoint_flags::SOCKETS_MAY_BE_OLDER } else { 0 };
+            let older = if link.is_up && !self.has_published { endpoint_flags::SOCKETS_MAY_BE_OLDER } else { 0 };
             self.publisher.lines.add(link.ifindex, bridged | older, link.netns_id).map_err(writing())?;
         }
-        let note = |line: &mut npolicy_common::EndpointLine| {
+        let note = |line: &mut EndpointLine| {
             line.flags = line.flags & !endpoint_flags::BRIDGED | bridged;
             line.netns_id = link.netns_id;
             // The first address counts: a pod may change its own.
@@ -189,6 +195,7 @@ impl Datapath {
     ///
     /// [`DatapathError::Kernel`]; then no endpoint has a mixture, and the next publish repairs the rest.
     pub fn publish(&mut self, plan: &Plan, owners: &[(u32, PodKey)]) -> Result<PublishReport, DatapathError> {
+        self.has_published = true;
         self.publisher.publish(plan, owners)
     }
 
@@ -278,6 +285,16 @@ impl Datapath {
         self.counters.take_events()
     }
 
+    /// The addresses that an interface's line gives its pod.
+    pub fn address_of(&self, ifindex: u32) -> Option<impl Iterator<Item = IpAddr> + use<>> {
+        self.publisher.lines.get(ifindex).map(addresses)
+    }
+
+    /// Whether some line gives its pod this address.
+    pub fn is_bound(&self, address: IpAddr) -> bool {
+        self.publisher.lines.iter().any(|line| addresses(line).any(|own| own == address))
+    }
+
     /// The endpoint number of an interface, and the word that says its rulesets and generation.
     pub fn endpoint_of(&self, ifindex: u32) -> Option<(u16, EndpointWord)> {
         self.publisher.lines.get(ifindex).map(|line| (line.endpoint, line.word))
@@ -310,6 +327,11 @@ impl Datapath {
     pub fn usage(&self) -> Vec<TableUsage> {
         self.publisher.usage()
     }
+}
+
+fn addresses(line: &EndpointLine) -> impl Iterator<Item = IpAddr> + use<> {
+    let addresses: [IpAddr; 2] = [line.ipv4.into(), line.ipv6.into()];
+    addresses.into_iter().filter(|address| !address.is_unspecified())
 }
 
 /// Removes every link and map pinned in a directory: enforcement ends. Nothing if the directory is not there.

@@ -69,7 +69,7 @@ pub(super) const REQUIRED: [Schema; 15] = [
 
 /// Maps that an object may have.
 pub(super) const OPTIONAL: [Schema; 1] =
-    [Schema { kind: MapType::SkStorage, entries: Entries::Any, flags: BPF_F_NO_PREALLOC, ..mapped::<u32>(SOCKETS, 0) }];
+    [Schema { kind: MapType::SkStorage, entries: Entries::Any, flags: BPF_F_NO_PREALLOC, ..mapped::<u64>(SOCKETS, 0) }];
 
 impl Schema {
     /// Checks the map pinned in a directory under this name.

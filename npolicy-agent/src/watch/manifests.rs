@@ -13,6 +13,11 @@ use crate::model::{ClusterState, Diagnostic, Event, Object, ObjectKey, Place, Po
 /// File name endings that are read in a directory.
 const ENDINGS: &[&str] = &["yaml", "yml", "json"];
 
+/// Whether a file of a directory is read, by its name.
+pub(super) fn is_manifest(file: &Path) -> bool {
+    file.extension().is_some_and(|ending| ENDINGS.iter().any(|known| ending == *known))
+}
+
 /// A path that holds no manifests.
 #[derive(Debug, thiserror::Error)]
 #[error("read manifests from {}", path.display())]
