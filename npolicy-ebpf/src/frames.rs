@@ -116,8 +116,12 @@ pub(crate) fn ipv6<F: Frame, L: Line>(frame: F, line: L, direction: Direction, c
     let packet = &careful.packet;
     let is_icmp = packet.protocol == Protocol::ICMPV6 && packet.kind == Kind::Icmp;
     if direction as u8 == Direction::Ingress as u8 {
+        // A hop limit of 255 shows that no router was on the way; one of 1 does not, but a router forwards no link-local
+        // source.
+        let is_near = packet.source[0] == LINK_LOCAL || packet.source.is_unspecified();
         return match (is_icmp, packet.source_port, careful.hop_limit) {
-            (true, 133..=137, 255) | (true, 130..=132 | 143, 1) => FrameRule::Pass,
+            (true, 133..=137, 255) => FrameRule::Pass,
+            (true, 130..=132 | 143, 1) if is_near => FrameRule::Pass,
             _ => FrameRule::Policy,
         };
     }

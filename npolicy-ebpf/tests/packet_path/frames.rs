@@ -283,9 +283,12 @@ fn what_only_the_link_can_have_sent_passes_to_a_pod() {
         assert_eq!(net.enters(&message.hop_limit(254)), Reason::Policy, "type {icmp_type}");
     }
     for icmp_type in [130, 131, 132, 143] {
-        let message = net.from(net.peer).icmp(icmp_type, 0, &[0; 20]).router_alert();
+        let message = packet().ipv6(v6("fe80::1"), v6(POD6)).icmp(icmp_type, 0, &[0; 20]).router_alert();
         assert_eq!(net.enters(&message.clone().hop_limit(1)), Reason::Link, "type {icmp_type}");
         assert_eq!(net.enters(&message.hop_limit(2)), Reason::Policy, "type {icmp_type}");
+        // A router may have used up the rest of the hop limit.
+        let routed = net.from(net.peer).icmp(icmp_type, 0, &[0; 20]).router_alert().hop_limit(1);
+        assert_eq!(net.enters(&routed), Reason::Policy, "type {icmp_type}");
     }
 }
 

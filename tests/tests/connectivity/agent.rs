@@ -199,3 +199,17 @@ fn verdicts_outlive_the_agent_and_the_next_one_takes_over_without_a_gap() {
     cluster.change_policy("");
     cluster.check_table(|_, _, _, _| Outcome::Accept);
 }
+
+#[test]
+fn an_agent_that_takes_over_beside_a_broken_manifest_loosens_nothing() {
+    let Some(mut cluster) = Cluster::start(Layout::Routed) else { return };
+    cluster.kill_agent();
+    cluster.write("policy.yaml", "kind: NetworkPolicy\nspec: [");
+    cluster.launch_agent();
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(cluster.published(), None);
+    cluster.check_table(seed_verdict);
+    cluster.write("policy.yaml", POLICY);
+    cluster.wait_until_all_are_identified();
+    cluster.check_table(seed_verdict);
+}

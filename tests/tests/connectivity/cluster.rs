@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use npolicy_agent::observe::Format;
+use npolicy_agent::observe::{Format, Ready};
 use npolicy_agent::rig::{
     AgentOptions, AgentProcess, BpfFs, Layout, Listeners, Node, NodeSettings, Outcome, Pod, PodSettings, Probe,
     Protocol, SctpMeans, Service, probe_all,
@@ -85,8 +85,13 @@ impl Cluster {
         self.directory.path().join("manifests")
     }
 
+    /// What the running agent has published, if anything.
+    pub(crate) fn published(&self) -> Option<Ready> {
+        self.agent.as_ref().expect("a running agent").published().expect("a ready file")
+    }
+
     /// Puts a manifest in its place, whole.
-    fn write(&self, name: &str, text: &str) {
+    pub(crate) fn write(&self, name: &str, text: &str) {
         let partial = self.directory.path().join("partial");
         fs::write(&partial, text).expect("a manifest");
         fs::rename(&partial, self.manifests().join(name)).expect("a manifest");
@@ -102,6 +107,18 @@ impl Cluster {
 
     /// Starts an agent, which finds what an earlier one pinned, and waits until it enforces.
     pub(crate) fn start_agent(&mut self) {
+        self.launch_agent();
+        self.wait_until_all_are_identified();
+    }
+
+    /// Waits until the agent has published something for every pod.
+    pub(crate) fn wait_until_all_are_identified(&self) {
+        let agent = self.agent.as_ref().expect("a running agent");
+        agent.wait_published(PATIENCE, |published| published.identified == PODS.len()).expect("a publish");
+    }
+
+    /// Starts an agent and waits for nothing.
+    pub(crate) fn launch_agent(&mut self) {
         let options = AgentOptions {
             program: npolicy_binary().to_owned(),
             manifests: self.manifests(),
@@ -110,9 +127,7 @@ impl Cluster {
             drop_format: Format::Json,
             ready_file: self.directory.path().join("ready.json"),
         };
-        let agent = AgentProcess::start(&self.node, options).expect("an agent");
-        agent.wait_published(PATIENCE, |published| published.identified == PODS.len()).expect("a publish");
-        self.agent = Some(agent);
+        self.agent = Some(AgentProcess::start(&self.node, options).expect("an agent"));
     }
 
     /// Kills the agent as a crash would.
