@@ -203,6 +203,8 @@ fn show(args: &Args, plan: Plan) -> anyhow::Result<u8> {
             world.replace(POLICY_FILE, POLICY);
             cluster.rewrite(&world)?;
         }
+        // Before it is said: whoever reads it may send the signal at once.
+        interrupt.answer_from_now_on();
         if !args.json {
             let in_force = if args.file.is_some() { "" } else { ", under the first policy again" };
             writeln!(out, "\n{HEADING}The cluster stays up until Ctrl-C{HEADING:#}{in_force}")?;
@@ -339,7 +341,6 @@ fn print_ways_in(
 
 /// Follows the drop log until a signal comes.
 fn hold(out: &mut impl Write, cluster: &Cluster, drops: &mut DropLog, interrupt: &Interrupt) -> anyhow::Result<()> {
-    interrupt.answer_from_now_on();
     // Lines of the connections tried above are not news.
     drops.new_lines()?;
     while !interrupt.is_asked_within(drops::POLL) {
