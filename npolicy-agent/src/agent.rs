@@ -417,7 +417,7 @@ impl Agent {
             }
             Owner::Node(node) => remote.node = Some(node.name.to_string()),
             Owner::Outside if self.plan.node_addresses.contains(&address) => remote.node = Some(self.node.clone()),
-            Owner::Outside => {}
+            Owner::Service(_) | Owner::Outside => {}
         }
         let local = line.local_mut();
         local.pod = Some((pod.key.namespace.to_string(), pod.key.name.to_string()));

@@ -44,12 +44,12 @@ pub(super) fn classify(
     classes.index(ClassKey::default());
     let blocks = peers.iter().filter_map(|&id| match &**interner.content(id) {
         PeerContent::Block(block) => Some((id, block)),
-        PeerContent::Pods(..) => None,
+        PeerContent::Pods(..) | PeerContent::Nodes(_) => None,
     });
     let split = split_at_blocks(blocks);
     let table = PrefixTable::new(split.iter().map(|&(block, _)| block));
     plan.prefixes =
-        split.iter().map(|(block, facts)| (*block, classes.index(ClassKey(facts.as_slice().into())))).collect();
+        split.iter().map(|(block, facts)| (*block, classes.index(ClassKey::of(facts.as_slice())))).collect();
 
     let mut pods = PodFacts::new(state, interner, peers, names);
     // A pod's own facts and the longest block around its address say everything of the address.
@@ -63,7 +63,7 @@ pub(super) fn classify(
                 let around = block.map_or(&[][..], |index| &split[index].1);
                 let mut facts: Vec<_> = pods.facts[own].iter().chain(around).copied().collect();
                 facts.sort_unstable();
-                classes.index(ClassKey(facts.into()))
+                classes.index(ClassKey::of(facts))
             });
             if class != block.map_or(ClassIndex(0), |index| plan.prefixes[index].1) {
                 plan.exact.insert(address, class);
@@ -85,7 +85,7 @@ pub(super) fn classify(
             let [v4, v6, most] = [0, 1, 2].map(|bound: usize| {
                 let mut facts: Vec<_> = own.iter().chain(&around[bound]).copied().collect();
                 facts.sort_unstable();
-                classes.index(ClassKey(facts.into()))
+                classes.index(ClassKey::of(facts))
             });
             Bounds { least: [v4, v6], most }
         };
@@ -156,7 +156,7 @@ impl<'a> PodFacts<'a> {
         let mut matching: FxHashMap<_, Vec<_>> = FxHashMap::default();
         for &id in peers {
             match &**interner.content(id) {
-                PeerContent::Block(_) => {}
+                PeerContent::Block(_) | PeerContent::Nodes(_) => {}
                 PeerContent::Pods(PeerScope::Namespace(name), pods) => own.entry(&**name).or_default().push((id, pods)),
                 PeerContent::Pods(PeerScope::Matching(labels), pods) => {
                     matching.entry(labels).or_default().push((id, pods));

@@ -345,7 +345,7 @@ fn find<'a>(state: &'a ClusterState, end: &'a End, wanted: Family) -> Result<Fou
                 None => return Err(Unanswerable::NotReady(key.clone())),
                 Some(address) => match state.owner(address) {
                     Owner::Pod(owner) if owner.key == *key => Some(address),
-                    Owner::Pod(_) | Owner::Node(_) | Owner::Outside => {
+                    Owner::Pod(_) | Owner::Service(_) | Owner::Node(_) | Owner::Outside => {
                         return Err(Unanswerable::Replaced(key.clone(), address));
                     }
                 },

@@ -10,7 +10,7 @@ use npolicy_common::{Direction, Family, FlowProtocol};
 
 use crate::model::{
     ClusterState, IpBlock, Labels, Namespaces, NetworkPolicy, Owner, Peer, Peers, Pod, PodPeer, PolicyKey, PortEntry,
-    Ports, Requirement, Rule, family,
+    PortProtocol, Ports, Requirement, Rule, family,
 };
 
 /// The other end, as far as an explanation is concerned.
@@ -38,6 +38,7 @@ impl fmt::Display for Remote<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.owner, self.address) {
             (Owner::Pod(pod), _) => write!(f, "{}", pod.key),
+            (Owner::Service(service), _) => write!(f, "service {}", service.key),
             (Owner::Node(node), _) => write!(f, "node {}", node.name),
             (Owner::Outside, Some(address)) => write!(f, "{address}"),
             (Owner::Outside, None) => f.write_str("an unknown address"),
@@ -286,14 +287,17 @@ impl Question<'_> {
                 PortEntry::Range { protocol, first, last } => {
                     protocol.flow() == self.protocol && (*first..=*last).contains(&self.port)
                 }
-                PortEntry::Named { protocol, name } => {
-                    protocol.flow() == self.protocol
-                        && self
-                            .destination()
-                            .is_some_and(|pod| pod.numbers_of(name, *protocol).any(|port| port == self.port))
+                PortEntry::Named { protocol, name } => self.is_named(name, *protocol),
+                PortEntry::NamedAny { name } => {
+                    PortProtocol::NAMES.iter().any(|&(_, protocol)| self.is_named(name, protocol))
                 }
             }),
         }
+    }
+
+    fn is_named(&self, name: &str, protocol: PortProtocol) -> bool {
+        protocol.flow() == self.protocol
+            && self.destination().is_some_and(|pod| pod.numbers_of(name, protocol).any(|port| port == self.port))
     }
 
     /// The pod whose container ports a name refers to.
@@ -301,7 +305,7 @@ impl Question<'_> {
         match (self.direction, self.remote.owner) {
             (Direction::Ingress, _) => Some(self.subject),
             (Direction::Egress, Owner::Pod(pod)) => Some(pod),
-            (Direction::Egress, Owner::Node(_) | Owner::Outside) => None,
+            (Direction::Egress, Owner::Service(_) | Owner::Node(_) | Owner::Outside) => None,
         }
     }
 

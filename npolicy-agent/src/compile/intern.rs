@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::plan::{PeerId, PortNameId};
-use crate::model::{IpBlock, Namespaces, Peer, Selector};
+use crate::model::{ClusterPeer, IpBlock, Namespaces, Peer, Selector};
 
 /// What a peer says, freed from the policy it stands in.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -14,6 +14,8 @@ pub(super) enum PeerContent {
     Pods(PeerScope, Selector),
     /// Addresses.
     Block(IpBlock),
+    /// Addresses of nodes with these labels.
+    Nodes(Selector),
 }
 
 /// The namespaces a pod peer reaches.
@@ -26,6 +28,18 @@ pub(super) enum PeerScope {
 }
 
 impl PeerContent {
+    /// Takes a peer of a ClusterNetworkPolicy: one content for each network in it.
+    pub(super) fn of_cluster_peer(peer: &ClusterPeer) -> impl Iterator<Item = Self> {
+        let (one, networks) = match peer {
+            ClusterPeer::Pods(set) => {
+                (Some(Self::Pods(PeerScope::Matching(set.namespaces.clone()), set.pods.clone())), &[][..])
+            }
+            ClusterPeer::Nodes(selector) => (Some(Self::Nodes(selector.clone())), &[][..]),
+            ClusterPeer::Networks(networks) => (None, &**networks),
+        };
+        one.into_iter().chain(networks.iter().map(|&network| Self::Block(IpBlock::new(network, []))))
+    }
+
     /// Takes a peer of a policy in a namespace; `None`: it is broken and matches nothing.
     pub(super) fn of(peer: &Peer, namespace: &Arc<str>) -> Option<Self> {
         match peer {

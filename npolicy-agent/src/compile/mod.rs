@@ -17,6 +17,6 @@ mod ruleset;
 pub use compiler::{Compiler, Scope};
 pub use engine::{Answer, End, Engine, Judgement, Protocol, Question, Unanswerable};
 pub use explain::{Accepted, Decision, Explanation, Miss, Remote, explain};
-pub use plan::{ClassIndex, ClassKey, Fact, PeerId, Plan, PortNameId, Subject};
+pub use plan::{BackendFacts, ClassIndex, ClassKey, Fact, PeerId, Plan, PortNameId, ServiceFacts, Subject};
 pub use ports::{Bundle, PortSet};
-pub use ruleset::{Accepts, Peer, Ruleset};
+pub use ruleset::{Accepts, Own, Peer, Ruleset, Step, Tiers};

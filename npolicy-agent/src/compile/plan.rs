@@ -9,7 +9,7 @@ use npolicy_common::{Direction, Family, FlowProtocol};
 use rustc_hash::FxHashMap;
 
 use super::ruleset::Ruleset;
-use crate::model::PodKey;
+use crate::model::{PodKey, PortProtocol};
 
 /// A peer that some policy in force here names (a pair of selectors with its scope, or an `ipBlock`), interned for the
 /// process's life: equal content, equal id, also across compilations.
@@ -29,10 +29,51 @@ pub enum Fact {
     Named(PortNameId, FlowProtocol, u16),
 }
 
-/// All that the policies in force here can tell apart about a peer address: its facts, ascending, each once. No facts:
-/// class 0. Equal keys mean equal verdicts in every ruleset of the same compilation.
+/// All that the policies in force here can tell apart about a peer address. The default is class 0: no facts, no Service.
+/// Equal keys mean equal verdicts in every ruleset of the same compilation.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Default)]
-pub struct ClassKey(pub Arc<[Fact]>);
+pub struct ClassKey {
+    /// Facts about the address itself, ascending, each once. A Service's cluster address has none: no policy names it.
+    pub facts: Arc<[Fact]>,
+    /// Ports that lead to a Service's backends, ascending by protocol and port; empty for an address that is no Service's.
+    /// They speak for pods that connect to the address, not for packets that come from it.
+    pub frontends: Arc<[ServiceFacts]>,
+}
+
+impl ClassKey {
+    /// The key of an address that is no Service's.
+    pub fn of(facts: impl Into<Arc<[Fact]>>) -> Self {
+        Self { facts: facts.into(), frontends: Arc::default() }
+    }
+
+    /// Whether the address is, on some port, a Service's.
+    pub fn is_service(&self) -> bool {
+        !self.frontends.is_empty()
+    }
+}
+
+/// A Service's port at a virtual address, as far as policies in force here can tell its backends apart.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct ServiceFacts {
+    /// Protocol.
+    pub protocol: PortProtocol,
+    /// Port at the virtual address.
+    pub port: u16,
+    /// Where it leads, as far as this node uses it; ascending, each once. Without any, no policy but one without peers can
+    /// accept it.
+    pub backends: Vec<BackendFacts>,
+}
+
+/// What a backend is to a ruleset.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct BackendFacts {
+    /// Facts about the backend's address, ascending, each once.
+    pub facts: Arc<[Fact]>,
+    /// Its port.
+    pub port: u16,
+    /// Its address, if it is a pod of this node: that pod may be the one that connects.
+    pub local: Option<IpAddr>,
+}
 
 /// Index into [`Plan::classes`]; the default is that of the empty key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Default)]

@@ -9,8 +9,11 @@ use rustc_hash::FxHashMap;
 use super::intern::{Interner, PeerContent};
 use super::plan::{PeerId, PortNameId};
 use super::ports::{Bundle, PortSet};
-use super::ruleset::{Accepts, Ruleset};
-use crate::model::{ClusterState, Labels, NamedPort, NetworkPolicy, Peers, Pod, PortEntry, Ports, Rule};
+use super::ruleset::{Accepts, Own, Ruleset, Step, Tiers};
+use crate::model::{
+    Action, ClusterMatch, ClusterState, Labels, NamedPort, NetworkPolicy, Peers, Pod, PortEntry, PortProtocol, Ports,
+    Rule, Tier,
+};
 
 /// All that a pod's rulesets depend on: its namespace, labels and named ports.
 type Alike<'a> = (&'a str, &'a Labels, &'a [NamedPort]);
@@ -62,8 +65,24 @@ impl<'a> Resolver<'a> {
         rulesets
     }
 
-    /// One direction. Isolated as soon as one policy has rules for it, be they none; accepted is the union of all rules.
+    /// One direction: the tiers that ask about it, each as far as it can match something.
     fn ruleset(&mut self, direction: Direction, pod: &Pod, policies: &[&Arc<NetworkPolicy>]) -> Ruleset {
+        let isolated = self.isolated(direction, pod, policies);
+        let (admin, governs) = self.steps(direction, pod, Tier::Admin);
+        let (baseline, governs_too) = self.steps(direction, pod, Tier::Baseline);
+        let ruleset = if isolated.is_some() || governs || governs_too {
+            Ruleset::governed(direction, Tiers { admin, isolated, baseline, own: Own::default() })
+        } else {
+            Ruleset::ungoverned(direction)
+        };
+        self.peers.extend(ruleset.peers());
+        self.names.extend(ruleset.names());
+        ruleset
+    }
+
+    /// NetworkPolicy: isolated as soon as one policy has rules for the direction, be they none; accepted is the union of
+    /// all rules.
+    fn isolated(&mut self, direction: Direction, pod: &Pod, policies: &[&Arc<NetworkPolicy>]) -> Option<Vec<Accepts>> {
         let mut isolated = false;
         let mut accepts: BTreeMap<Option<Vec<PeerId>>, (Bundle, Names)> = BTreeMap::new();
         for policy in policies {
@@ -84,18 +103,42 @@ impl<'a> Resolver<'a> {
                 together.1.extend(names);
             }
         }
-        if !isolated {
-            return Ruleset::ungoverned(direction);
+        let resolved =
+            |(peers, (bundle, names)): (_, (_, Names))| Accepts { peers, bundle, names: names.into_iter().collect() };
+        isolated.then(|| accepts.into_iter().map(resolved).collect())
+    }
+
+    /// A tier's rules for a pod, in the order in which they are asked, and whether there are any: also a rule that matches
+    /// nothing governs.
+    fn steps(&mut self, direction: Direction, pod: &Pod, tier: Tier) -> (Vec<Step>, bool) {
+        let mut steps = Vec::new();
+        let mut governs = false;
+        for policy in self.state.cluster_policies_of(pod, tier) {
+            for rule in policy.rules(direction) {
+                governs = true;
+                let what = match (&rule.matches, rule.action) {
+                    (ClusterMatch::Unreadable(_), Action::Accept) => continue,
+                    // It may have been meant for anything, so it denies everything; what comes behind it is dead.
+                    (ClusterMatch::Unreadable(_), Action::Deny | Action::Pass) => {
+                        let what = Accepts { peers: None, bundle: Bundle::everything(), names: Vec::new() };
+                        steps.push(Step { action: Action::Deny, what });
+                        return (steps, true);
+                    }
+                    (ClusterMatch::Of { peers, ports }, _) => {
+                        let (bundle, names) = self.resolve_ports(ports, direction, pod);
+                        let contents = peers.iter().flat_map(PeerContent::of_cluster_peer);
+                        let mut peers: Vec<_> = contents.map(|content| self.interner.peer(content)).collect();
+                        peers.sort_unstable();
+                        peers.dedup();
+                        Accepts { peers: Some(peers), bundle, names: names.into_iter().collect() }
+                    }
+                };
+                if what.bundle != Bundle::nothing() || !what.names.is_empty() {
+                    steps.push(Step { action: rule.action, what });
+                }
+            }
         }
-        let rules = accepts
-            .into_iter()
-            .map(|(peers, (bundle, names))| {
-                self.peers.extend(peers.iter().flatten());
-                self.names.extend(names.iter().map(|&(name, _)| name));
-                Accepts { peers, bundle, names: names.into_iter().collect() }
-            })
-            .collect();
-        Ruleset::isolated(direction, rules)
+        (steps, governs)
     }
 
     fn resolve_peers(&mut self, peers: &Peers, policy: &NetworkPolicy) -> Option<Vec<PeerId>> {
@@ -110,27 +153,43 @@ impl<'a> Resolver<'a> {
     /// A name means the destination pod's number: on ingress that is the subject, known here; on egress it is the peer.
     fn resolve_ports(&mut self, ports: &Ports, direction: Direction, pod: &Pod) -> (Bundle, Names) {
         let Ports::Of(entries) = ports else { return (Bundle::everything(), BTreeSet::new()) };
-        let mut bundle = Bundle::nothing();
-        let mut names = BTreeSet::new();
+        let mut found = (Bundle::nothing(), BTreeSet::new());
         for entry in entries {
+            let bundle = &mut found.0;
             match entry {
                 PortEntry::Broken(_) => {}
                 PortEntry::All(protocol) => bundle.ports[protocol.flow() as usize].add(&PortSet::everything()),
                 &PortEntry::Range { protocol, first, last } => {
                     bundle.ports[protocol.flow() as usize].add(&PortSet::range(first, last));
                 }
-                PortEntry::Named { protocol, name } => match direction {
-                    Direction::Ingress => {
-                        for number in pod.numbers_of(name, *protocol) {
-                            bundle.ports[protocol.flow() as usize].add(&PortSet::range(number, number));
-                        }
+                PortEntry::Named { protocol, name } => self.resolve_name(name, *protocol, direction, pod, &mut found),
+                PortEntry::NamedAny { name } => {
+                    for (_, protocol) in PortProtocol::NAMES {
+                        self.resolve_name(name, protocol, direction, pod, &mut found);
                     }
-                    Direction::Egress => {
-                        names.insert((self.interner.name(name), protocol.flow()));
-                    }
-                },
+                }
             }
         }
-        (bundle, names)
+        found
+    }
+
+    fn resolve_name(
+        &mut self,
+        name: &Arc<str>,
+        protocol: PortProtocol,
+        direction: Direction,
+        pod: &Pod,
+        (bundle, names): &mut (Bundle, Names),
+    ) {
+        match direction {
+            Direction::Ingress => {
+                for number in pod.numbers_of(name, protocol) {
+                    bundle.ports[protocol.flow() as usize].add(&PortSet::range(number, number));
+                }
+            }
+            Direction::Egress => {
+                names.insert((self.interner.name(name), protocol.flow()));
+            }
+        }
     }
 }

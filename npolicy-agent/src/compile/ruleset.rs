@@ -1,9 +1,13 @@
 //! Everything decided for one subject in one direction.
 
-use npolicy_common::Direction;
+use std::net::IpAddr;
+use std::sync::Arc;
 
-use super::plan::{ClassKey, Fact, PeerId, PortNameId};
-use super::ports::Bundle;
+use npolicy_common::{Direction, FlowProtocol};
+
+use super::plan::{BackendFacts, ClassKey, Fact, PeerId, PortNameId, ServiceFacts};
+use super::ports::{Bundle, PortSet};
+use crate::model::Action;
 
 /// The other side of a packet, as far as a ruleset is concerned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,7 +27,29 @@ pub enum Peer<'a> {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Ruleset {
     direction: Direction,
-    rules: Option<Vec<Accepts>>,
+    tiers: Option<Tiers>,
+}
+
+/// What governs a direction, in the order in which it is asked.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Tiers {
+    /// Rules of the Admin tier that can match something, in order.
+    pub admin: Vec<Step>,
+    /// NetworkPolicy: `None` if none isolates the subject, else the union of all rules, in canonical order.
+    pub isolated: Option<Vec<Accepts>>,
+    /// Rules of the Baseline tier that can match something, in order; asked where no NetworkPolicy isolates.
+    pub baseline: Vec<Step>,
+    /// What sets the subject apart from others with the same rules.
+    pub own: Own,
+}
+
+/// What a subject is to its own ruleset, as far as that makes a difference.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Own {
+    /// Egress: its addresses that are backends of Services, ascending. Through those it reaches itself.
+    pub backends: Vec<IpAddr>,
+    /// Ingress: what the tiers around NetworkPolicy do not let it send to itself through a Service.
+    pub denied: Bundle,
 }
 
 /// One rule of a NetworkPolicy, resolved: these peers may reach these ports.
@@ -34,20 +60,112 @@ pub struct Accepts {
     /// Ports, as far as they do not depend on the peer.
     pub bundle: Bundle,
     /// Port names to be looked up on the peer (egress), each with its protocol.
-    pub names: Vec<(PortNameId, npolicy_common::FlowProtocol)>,
+    pub names: Vec<(PortNameId, FlowProtocol)>,
+}
+
+impl Accepts {
+    /// What the rule matches of an address with these facts.
+    fn matched(&self, facts: &[Fact]) -> Option<Bundle> {
+        let matches = match &self.peers {
+            None => true,
+            Some(peers) => peers.iter().any(|&peer| facts.binary_search(&Fact::Peer(peer)).is_ok()),
+        };
+        if !matches {
+            return None;
+        }
+        let mut matched = self.bundle.clone();
+        for fact in facts {
+            let &Fact::Named(name, protocol, port) = fact else { continue };
+            if self.names.contains(&(name, protocol)) {
+                matched.ports[protocol as usize].add(&PortSet::range(port, port));
+            }
+        }
+        Some(matched)
+    }
+}
+
+/// One rule of a ClusterNetworkPolicy, resolved: what to do with what reaches these ports of these peers.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Step {
+    /// What to do.
+    pub action: Action,
+    /// With what.
+    pub what: Accepts,
+}
+
+/// What a tier of ordered rules makes of the traffic that it is asked about.
+struct Sorted {
+    accepted: Bundle,
+    /// Passed on, or matched by no rule.
+    left: Bundle,
+}
+
+/// Asks ordered rules about `asked`: the first that matches a port decides it.
+fn sort(steps: &[Step], facts: &[Fact], asked: Bundle) -> Sorted {
+    let mut sorted = Sorted { accepted: Bundle::nothing(), left: Bundle::nothing() };
+    let mut undecided = asked;
+    for step in steps {
+        let Some(mut matched) = step.what.matched(facts) else { continue };
+        matched.intersect(&undecided);
+        undecided.subtract(&matched);
+        match step.action {
+            Action::Accept => sorted.accepted.add(&matched),
+            Action::Pass => sorted.left.add(&matched),
+            Action::Deny => {}
+        }
+    }
+    sorted.left.add(&undecided);
+    sorted
+}
+
+impl Tiers {
+    /// What an address with these facts may reach, or be reached by. `is_self`: it is the subject itself, which
+    /// NetworkPolicy never keeps from itself.
+    ///
+    /// Admin rules in order, then NetworkPolicy where it isolates, else Baseline rules in order and, for what they leave,
+    /// the cluster's default: accept.
+    fn row(&self, facts: &[Fact], is_self: bool) -> Bundle {
+        let Sorted { accepted: mut row, mut left } = sort(&self.admin, facts, Bundle::everything());
+        match &self.isolated {
+            Some(_) if is_self => row.add(&left),
+            Some(rules) => {
+                let mut accepted = Bundle::nothing();
+                for matched in rules.iter().filter_map(|rule| rule.matched(facts)) {
+                    accepted.add(&matched);
+                }
+                left.intersect(&accepted);
+                row.add(&left);
+            }
+            None => {
+                let baseline = sort(&self.baseline, facts, left);
+                row.add(&baseline.accepted);
+                row.add(&baseline.left);
+            }
+        }
+        row
+    }
 }
 
 impl Ruleset {
     /// The ruleset of a direction that no policy governs.
     pub fn ungoverned(direction: Direction) -> Self {
-        Self { direction, rules: None }
+        Self { direction, tiers: None }
     }
 
-    /// The ruleset of a direction isolated by policies with these rules, in canonical order.
-    pub fn isolated(direction: Direction, mut rules: Vec<Accepts>) -> Self {
-        rules.sort();
-        rules.dedup();
-        Self { direction, rules: Some(rules) }
+    /// The ruleset of a direction isolated by NetworkPolicies with these rules, in any order.
+    pub fn isolated(direction: Direction, rules: Vec<Accepts>) -> Self {
+        Self::governed(direction, Tiers { isolated: Some(rules), ..Tiers::default() })
+    }
+
+    /// The ruleset of a direction that some policy governs. The rules of NetworkPolicies may be in any order.
+    pub fn governed(direction: Direction, mut tiers: Tiers) -> Self {
+        if let Some(rules) = &mut tiers.isolated {
+            rules.sort();
+            rules.dedup();
+            // What NetworkPolicy decides never comes to Baseline.
+            tiers.baseline.clear();
+        }
+        Self { direction, tiers: Some(tiers) }
     }
 
     /// Which direction it is for.
@@ -57,41 +175,117 @@ impl Ruleset {
 
     /// Whether some policy governs the direction; if none does, everything is accepted.
     pub fn is_governed(&self) -> bool {
-        self.rules.is_some()
+        self.tiers.is_some()
+    }
+
+    /// What governs the direction, if anything does.
+    pub fn tiers(&self) -> Option<&Tiers> {
+        self.tiers.as_ref()
+    }
+
+    /// Every peer that a rule names, with repetitions.
+    pub fn peers(&self) -> impl Iterator<Item = PeerId> {
+        self.rules().flat_map(|rule| rule.peers.iter().flatten()).copied()
+    }
+
+    /// Every port name that a rule looks up on its peers, with repetitions.
+    pub fn names(&self) -> impl Iterator<Item = PortNameId> {
+        self.rules().flat_map(|rule| &rule.names).map(|&(name, _)| name)
+    }
+
+    fn rules(&self) -> impl Iterator<Item = &Accepts> {
+        self.tiers.iter().flat_map(|tiers| {
+            let steps = tiers.admin.iter().chain(&tiers.baseline).map(|step| &step.what);
+            steps.chain(tiers.isolated.iter().flatten())
+        })
+    }
+
+    /// The same rules for one subject. `facts` are those of the subject itself, at any of its addresses; `backends` are
+    /// its addresses that are backends of Services, each with its facts. Only what makes a difference is kept, so that
+    /// subjects share rulesets.
+    ///
+    /// NetworkPolicy never keeps a pod from itself; the tiers around it do, where the pod takes the way through a Service.
+    pub fn for_subject<'a>(&self, facts: &[Fact], backends: impl IntoIterator<Item = (IpAddr, &'a [Fact])>) -> Self {
+        let mut ruleset = self.clone();
+        let Some(tiers) = &mut ruleset.tiers else { return ruleset };
+        tiers.own = match self.direction {
+            Direction::Ingress => {
+                let mut denied = Bundle::everything();
+                denied.subtract(&tiers.row(facts, true));
+                Own { backends: Vec::new(), denied }
+            }
+            Direction::Egress => {
+                let makes_a_difference = |&(_, facts): &(_, &[Fact])| tiers.row(facts, true) != tiers.row(facts, false);
+                let backends = backends.into_iter().filter(makes_a_difference).map(|(address, _)| address);
+                let mut backends: Vec<_> = backends.collect();
+                backends.sort_unstable();
+                backends.dedup();
+                Own { backends, denied: Bundle::nothing() }
+            }
+        };
+        ruleset
     }
 
     /// What a peer may reach.
     ///
     /// 1. Not governed: everything.
-    /// 2. The node itself, on ingress: everything (NetworkPolicy's local-node exemption).
-    /// 3. The pod itself: everything.
+    /// 2. The node itself, on ingress: everything. NetworkPolicy exempts the local node, and no rule of a
+    ///    ClusterNetworkPolicy matches a node on ingress.
+    /// 3. The pod itself through a Service, on ingress: what the tiers around NetworkPolicy leave. On egress the hook
+    ///    sees the Service's address, so nobody asks.
     /// 4. An address that does not fit the tables: nothing.
-    /// 5. Else the union of the rules one of whose peers the class matches.
+    /// 5. Else what the tiers say of the class; and on egress, for a port that is a Service's: accepted if every backend
+    ///    is, on its own port; without backends, if rules without peers accept the Service's port.
     pub fn row(&self, peer: Peer<'_>) -> Bundle {
-        let Some(rules) = &self.rules else { return Bundle::everything() };
-        let key = match peer {
-            Peer::NodeSelf if self.direction == Direction::Ingress => return Bundle::everything(),
-            Peer::NodeSelf | Peer::Unknown => return Bundle::nothing(),
-            Peer::PodSelf => return Bundle::everything(),
-            Peer::Class(key) => key,
-        };
-        let mut row = Bundle::nothing();
-        for rule in rules {
-            let matches = match &rule.peers {
-                None => true,
-                Some(peers) => peers.iter().any(|&peer| key.0.binary_search(&Fact::Peer(peer)).is_ok()),
-            };
-            if !matches {
-                continue;
+        let Some(tiers) = &self.tiers else { return Bundle::everything() };
+        match (peer, self.direction) {
+            (Peer::NodeSelf, Direction::Ingress) => Bundle::everything(),
+            (Peer::PodSelf, Direction::Ingress) => {
+                let mut row = Bundle::everything();
+                row.subtract(&tiers.own.denied);
+                row
             }
-            row.add(&rule.bundle);
-            for fact in key.0.iter() {
-                let &Fact::Named(name, protocol, port) = fact else { continue };
-                if rule.names.contains(&(name, protocol)) {
-                    row.ports[protocol as usize].add(&super::ports::PortSet::range(port, port));
+            (Peer::NodeSelf | Peer::PodSelf, Direction::Egress) | (Peer::Unknown, _) => Bundle::nothing(),
+            (Peer::Class(key), Direction::Ingress) => tiers.row(&key.facts, false),
+            (Peer::Class(key), Direction::Egress) => {
+                let mut row = tiers.row(&key.facts, false);
+                let mut rows = BackendRows::new(tiers);
+                for ServiceFacts { protocol, port, backends } in key.frontends.iter() {
+                    let mut accepts = |to: &BackendFacts| rows.row(to).accepts(protocol.flow(), to.port);
+                    let accepted = match &**backends {
+                        [] => tiers.row(&[], false).accepts(protocol.flow(), *port),
+                        backends => backends.iter().all(&mut accepts),
+                    };
+                    row.set(*protocol, *port, accepted);
                 }
+                row
             }
         }
-        row
     }
 }
+
+/// Rows of backends, which frontends of one address have in common.
+struct BackendRows<'a> {
+    tiers: &'a Tiers,
+    known: Vec<((Arc<[Fact]>, bool), Bundle)>,
+}
+
+impl<'a> BackendRows<'a> {
+    fn new(tiers: &'a Tiers) -> Self {
+        Self { tiers, known: Vec::new() }
+    }
+
+    fn row(&mut self, backend: &BackendFacts) -> &Bundle {
+        let is_self = backend.local.is_some_and(|address| self.tiers.own.backends.contains(&address));
+        let wanted = (backend.facts.clone(), is_self);
+        let at = self.known.iter().position(|(known, _)| *known == wanted).unwrap_or_else(|| {
+            let row = self.tiers.row(&backend.facts, is_self);
+            self.known.push((wanted, row));
+            self.known.len() - 1
+        });
+        &self.known[at].1
+    }
+}
+
+#[cfg(test)]
+mod tests;

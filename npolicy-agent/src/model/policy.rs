@@ -165,6 +165,12 @@ pub enum PortEntry {
         /// A valid container port name.
         name: Arc<str>,
     },
+    /// The numbers that the destination pod gives to a name, each in the protocol that it has there
+    /// (`destinationNamedPort` of a ClusterNetworkPolicy).
+    NamedAny {
+        /// Any text: the API does not check it.
+        name: Arc<str>,
+    },
     /// Matches nothing, for this reason.
     Broken(Arc<str>),
 }
@@ -176,6 +182,7 @@ impl fmt::Display for PortEntry {
             Self::Range { protocol, first, last } if first == last => write!(f, "{first}/{protocol}"),
             Self::Range { protocol, first, last } => write!(f, "{first}-{last}/{protocol}"),
             Self::Named { protocol, name } => write!(f, "{name}/{protocol}"),
+            Self::NamedAny { name } => write!(f, "{name}"),
             Self::Broken(reason) => write!(f, "nothing ({reason})"),
         }
     }

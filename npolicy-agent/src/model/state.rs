@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use super::cluster::{Namespace, Node, Pod, PodKey};
+use super::cluster::{Namespace, Node, Pod, PodKey, family};
+use super::cluster_policy::{ClusterPolicy, Tier};
 use super::diagnostic::{Diagnostic, Severity};
 use super::labels::Labels;
 use super::policy::{NetworkPolicy, PolicyKey};
+use super::service::{Backend, EndpointSlice, Frontend, FrontendKind, Service, ServiceKey, ServicePort, SliceKey};
 
 /// An object as it is now.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -23,6 +25,12 @@ pub enum Object {
     Node(Node),
     /// A NetworkPolicy.
     Policy(NetworkPolicy),
+    /// A ClusterNetworkPolicy.
+    ClusterPolicy(ClusterPolicy),
+    /// A Service.
+    Service(Service),
+    /// An EndpointSlice.
+    EndpointSlice(EndpointSlice),
 }
 
 impl Object {
@@ -33,6 +41,9 @@ impl Object {
             Self::Namespace(namespace) => ObjectKey::Namespace(namespace.name.clone()),
             Self::Node(node) => ObjectKey::Node(node.name.clone()),
             Self::Policy(policy) => ObjectKey::Policy(policy.key.clone()),
+            Self::ClusterPolicy(policy) => ObjectKey::ClusterPolicy(policy.name.clone()),
+            Self::Service(service) => ObjectKey::Service(service.key.clone()),
+            Self::EndpointSlice(slice) => ObjectKey::EndpointSlice(slice.key.clone()),
         }
     }
 }
@@ -48,6 +59,12 @@ pub enum ObjectKey {
     Node(Arc<str>),
     /// A NetworkPolicy.
     Policy(PolicyKey),
+    /// A ClusterNetworkPolicy.
+    ClusterPolicy(Arc<str>),
+    /// A Service.
+    Service(ServiceKey),
+    /// An EndpointSlice.
+    EndpointSlice(SliceKey),
 }
 
 impl fmt::Display for ObjectKey {
@@ -57,6 +74,9 @@ impl fmt::Display for ObjectKey {
             Self::Namespace(name) => write!(f, "Namespace {name}"),
             Self::Node(name) => write!(f, "Node {name}"),
             Self::Policy(key) => write!(f, "NetworkPolicy {key}"),
+            Self::ClusterPolicy(name) => write!(f, "ClusterNetworkPolicy {name}"),
+            Self::Service(key) => write!(f, "Service {key}"),
+            Self::EndpointSlice(key) => write!(f, "EndpointSlice {key}"),
         }
     }
 }
@@ -75,6 +95,8 @@ pub enum Event {
 pub enum Owner<'a> {
     /// A pod with a network namespace of its own.
     Pod(&'a Arc<Pod>),
+    /// A Service, as one of its cluster addresses.
+    Service(&'a Arc<Service>),
     /// A node, or a pod in its network namespace.
     Node(&'a Arc<Node>),
     /// Nobody in the cluster.
@@ -88,6 +110,17 @@ pub struct ClusterState {
     namespaces: BTreeMap<Arc<str>, Arc<Namespace>>,
     nodes: BTreeMap<Arc<str>, Arc<Node>>,
     policies: BTreeMap<PolicyKey, Arc<NetworkPolicy>>,
+    cluster_policies: BTreeMap<Arc<str>, Arc<ClusterPolicy>>,
+    services: BTreeMap<ServiceKey, Arc<Service>>,
+    slices: BTreeMap<SliceKey, Arc<EndpointSlice>>,
+    /// Slices by the Service that they belong to, which need not exist; ascending by name.
+    slices_by_service: FxHashMap<ServiceKey, BTreeSet<Arc<str>>>,
+    /// Services by cluster address, ascending by key.
+    cluster_addresses: FxHashMap<IpAddr, Claims<Service>>,
+    /// Services by external address, ascending by key.
+    external_addresses: FxHashMap<IpAddr, Claims<Service>>,
+    /// Services with a port that is open on nodes.
+    node_ports: BTreeSet<ServiceKey>,
     /// Enforceable pods by address, newest sandbox first.
     pod_addresses: FxHashMap<IpAddr, Claims<Pod>>,
     /// Nodes by address, ascending by name.
@@ -107,10 +140,18 @@ impl ClusterState {
             }
             Event::Upsert(Object::Node(node)) => self.upsert_node(node),
             Event::Upsert(Object::Policy(policy)) => replace(&mut self.policies, policy.key.clone(), Arc::new(policy)),
+            Event::Upsert(Object::ClusterPolicy(policy)) => {
+                replace(&mut self.cluster_policies, policy.name.clone(), Arc::new(policy))
+            }
+            Event::Upsert(Object::Service(service)) => self.upsert_service(service),
+            Event::Upsert(Object::EndpointSlice(slice)) => self.upsert_slice(slice),
             Event::Delete(ObjectKey::Pod(key)) => self.remove_pod(&key),
             Event::Delete(ObjectKey::Namespace(name)) => self.namespaces.remove(&name).is_some(),
             Event::Delete(ObjectKey::Node(name)) => self.remove_node(&name),
             Event::Delete(ObjectKey::Policy(key)) => self.policies.remove(&key).is_some(),
+            Event::Delete(ObjectKey::ClusterPolicy(name)) => self.cluster_policies.remove(&name).is_some(),
+            Event::Delete(ObjectKey::Service(key)) => self.remove_service(&key),
+            Event::Delete(ObjectKey::EndpointSlice(key)) => self.remove_slice(&key),
         }
     }
 
@@ -150,6 +191,105 @@ impl ClusterState {
         self.policies_in(&pod.key.namespace).filter(|policy| policy.subject.matches(&pod.labels))
     }
 
+    /// Every ClusterNetworkPolicy, ascending by name.
+    pub fn cluster_policies(&self) -> impl Iterator<Item = &Arc<ClusterPolicy>> {
+        self.cluster_policies.values()
+    }
+
+    /// The ClusterNetworkPolicies of a tier that select a pod, in the order in which they are asked: by priority, then by
+    /// the bytes of their names.
+    pub fn cluster_policies_of(&self, pod: &Pod, tier: Tier) -> Vec<&Arc<ClusterPolicy>> {
+        if self.cluster_policies.is_empty() {
+            return Vec::new();
+        }
+        let namespace = self.namespace_labels(&pod.key.namespace);
+        let selects =
+            |policy: &&Arc<ClusterPolicy>| policy.tier == tier && policy.subject.matches(&namespace, &pod.labels);
+        let mut found: Vec<_> = self.cluster_policies.values().filter(selects).collect();
+        found.sort_by_key(|policy| policy.priority);
+        found
+    }
+
+    /// Every Service, ascending by namespace and name.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// A Service by name.
+    pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
+        self.services.get(key)
+    }
+
+    /// The EndpointSlices of a Service, ascending by name.
+    pub fn slices_of(&self, key: &ServiceKey) -> impl Iterator<Item = &Arc<EndpointSlice>> {
+        let names = self.slices_by_service.get(key).into_iter().flatten();
+        names.map(|name| {
+            let slice = SliceKey { namespace: key.namespace.clone(), name: name.clone() };
+            self.slices.get(&slice).expect("an indexed slice exists")
+        })
+    }
+
+    /// Every address at which some Service has a frontend, nodes' among them; in no order, and some twice.
+    pub fn virtual_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let nodes = (!self.node_ports.is_empty()).then(|| self.node_addresses.keys()).into_iter().flatten();
+        self.cluster_addresses.keys().chain(self.external_addresses.keys()).chain(nodes).copied()
+    }
+
+    /// What Services have at an address, as a destination: ascending by protocol and port, each once. Where two Services
+    /// claim one port, a cluster address comes before an external one and that before a node port, then the first by
+    /// namespace and name.
+    pub fn frontends<'a>(&'a self, address: IpAddr) -> Vec<Frontend<'a>> {
+        let mut found = Vec::new();
+        let mut add = |service: &'a Arc<Service>, kind, ports: &dyn Fn(&ServicePort) -> Option<u16>| {
+            for (at, port) in service.ports.iter().filter_map(|at| Some((at, ports(at)?))) {
+                found.push((at.protocol, port, kind, service, at));
+            }
+        };
+        for service in self.cluster_addresses.get(&address).into_iter().flatten() {
+            add(service, FrontendKind::Cluster, &|port| Some(port.port));
+        }
+        for service in self.external_addresses.get(&address).into_iter().flatten() {
+            add(service, FrontendKind::External, &|port| Some(port.port));
+        }
+        if self.node_addresses.contains_key(&address) {
+            for key in &self.node_ports {
+                let service = &self.services[key];
+                // A node port is open in the families of the Service alone.
+                if service.cluster_addresses.iter().any(|cluster| family(*cluster) == family(address)) {
+                    add(service, FrontendKind::NodePort, &|port| port.node_port);
+                }
+            }
+        }
+        found.sort_by(|a, b| (a.0, a.1, a.2, &a.3.key).cmp(&(b.0, b.1, b.2, &b.3.key)));
+        found.dedup_by_key(|&mut (protocol, port, ..)| (protocol, port));
+        let frontend = |(protocol, port, kind, service, at): (_, _, _, &'a Arc<Service>, _)| Frontend {
+            service,
+            kind,
+            protocol,
+            port,
+            backends: self.backends(service, at, address),
+        };
+        found.into_iter().map(frontend).collect()
+    }
+
+    fn backends(&self, service: &Service, port: &ServicePort, at: IpAddr) -> Vec<Backend> {
+        let mut backends = Vec::new();
+        for slice in self.slices_of(&service.key) {
+            let ports = slice.ports.iter().filter(|known| known.name == port.name && known.protocol == port.protocol);
+            for known in ports {
+                let endpoints = slice.endpoints.iter().filter(|endpoint| family(endpoint.address) == family(at));
+                backends.extend(endpoints.map(|endpoint| Backend {
+                    address: endpoint.address,
+                    port: known.number,
+                    node: endpoint.node.clone(),
+                }));
+            }
+        }
+        backends.sort();
+        backends.dedup();
+        backends
+    }
+
     /// Names of the namespaces that exist, as objects or because something is in them.
     pub fn namespace_names(&self) -> BTreeSet<&Arc<str>> {
         let used = self.pods.keys().map(|key| &key.namespace).chain(self.policies.keys().map(|key| &key.namespace));
@@ -167,11 +307,15 @@ impl ClusterState {
     /// Who has an address.
     ///
     /// 1. The enforceable pod that claims it; of several, the one with the newest sandbox.
-    /// 2. Else the node that has it; of several, the first by name.
-    /// 3. Else nobody in the cluster.
+    /// 2. Else the Service of which it is a cluster address; of several, the first by namespace and name.
+    /// 3. Else the node that has it; of several, the first by name.
+    /// 4. Else nobody in the cluster.
     pub fn owner(&self, address: IpAddr) -> Owner<'_> {
         if let Some(pods) = self.pod_addresses.get(&address) {
             return Owner::Pod(&pods[0]);
+        }
+        if let Some(services) = self.cluster_addresses.get(&address) {
+            return Owner::Service(&services[0]);
         }
         self.node_addresses.get(&address).map_or(Owner::Outside, |nodes| Owner::Node(&nodes[0]))
     }
@@ -180,8 +324,13 @@ impl ClusterState {
     pub fn addresses_of<'a>(&'a self, pod: &'a Arc<Pod>) -> impl Iterator<Item = IpAddr> + 'a {
         pod.addresses.iter().copied().filter(|&address| match self.owner(address) {
             Owner::Pod(owner) => owner.key == pod.key,
-            Owner::Node(_) | Owner::Outside => false,
+            Owner::Service(_) | Owner::Node(_) | Owner::Outside => false,
         })
+    }
+
+    /// Every node that has an address, ascending by name.
+    pub fn nodes_at(&self, address: IpAddr) -> &[Arc<Node>] {
+        self.node_addresses.get(&address).map_or(&[], |nodes| nodes)
     }
 
     /// Says of each address that several live pods claim who has it.
@@ -251,6 +400,70 @@ impl ClusterState {
         }
         true
     }
+
+    fn upsert_service(&mut self, service: Service) -> bool {
+        if self.services.get(&service.key).is_some_and(|known| **known == service) {
+            return false;
+        }
+        self.remove_service(&service.key);
+        let service = Arc::new(service);
+        for (index, addresses) in [
+            (&mut self.cluster_addresses, &service.cluster_addresses),
+            (&mut self.external_addresses, &service.external_addresses),
+        ] {
+            for &address in addresses {
+                let claims = index.entry(address).or_default();
+                if !claims.iter().any(|known| known.key == service.key) {
+                    claims.push(service.clone());
+                    claims.sort_by(|a, b| a.key.cmp(&b.key));
+                }
+            }
+        }
+        if service.ports.iter().any(|port| port.node_port.is_some()) {
+            self.node_ports.insert(service.key.clone());
+        }
+        self.services.insert(service.key.clone(), service);
+        true
+    }
+
+    fn remove_service(&mut self, key: &ServiceKey) -> bool {
+        let Some(service) = self.services.remove(key) else { return false };
+        for address in &service.cluster_addresses {
+            withdraw(&mut self.cluster_addresses, address, |claimant| claimant.key == *key);
+        }
+        for address in &service.external_addresses {
+            withdraw(&mut self.external_addresses, address, |claimant| claimant.key == *key);
+        }
+        self.node_ports.remove(key);
+        true
+    }
+
+    fn upsert_slice(&mut self, slice: EndpointSlice) -> bool {
+        if self.slices.get(&slice.key).is_some_and(|known| **known == slice) {
+            return false;
+        }
+        self.remove_slice(&slice.key);
+        if let Some(service) = &slice.service {
+            let service = ServiceKey { namespace: slice.key.namespace.clone(), name: service.clone() };
+            self.slices_by_service.entry(service).or_default().insert(slice.key.name.clone());
+        }
+        self.slices.insert(slice.key.clone(), Arc::new(slice));
+        true
+    }
+
+    fn remove_slice(&mut self, key: &SliceKey) -> bool {
+        let Some(slice) = self.slices.remove(key) else { return false };
+        if let Some(service) = &slice.service {
+            let service = ServiceKey { namespace: key.namespace.clone(), name: service.clone() };
+            if let Some(names) = self.slices_by_service.get_mut(&service) {
+                names.remove(&key.name);
+                if names.is_empty() {
+                    self.slices_by_service.remove(&service);
+                }
+            }
+        }
+        true
+    }
 }
 
 fn replace<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: V) -> bool {
@@ -307,6 +520,7 @@ mod tests {
     fn owner(state: &ClusterState) -> String {
         match state.owner(ADDRESS.parse().unwrap()) {
             Owner::Pod(pod) => pod.key.to_string(),
+            Owner::Service(service) => format!("service {}", service.key),
             Owner::Node(node) => format!("node {}", node.name),
             Owner::Outside => "outside".to_owned(),
         }

@@ -86,7 +86,7 @@ impl World {
     /// `server` accepts this from `friend`, and nothing else; nobody else is governed.
     pub(crate) fn plan(&self, from_friend: Bundle) -> Plan {
         let friend = PeerId(0);
-        let classes = vec![ClassKey::default(), ClassKey(Arc::from([Fact::Peer(friend)]))];
+        let classes = vec![ClassKey::default(), ClassKey::of([Fact::Peer(friend)])];
         let exact = self.links[&pod("friend")].addresses.iter().map(|&address| (address, ClassIndex(1))).collect();
         let rule = Accepts { peers: Some(vec![friend]), bundle: from_friend, names: Vec::new() };
         let subjects = (self.links.iter())

@@ -98,7 +98,7 @@ fn random_plan(dice: &mut Dice) -> Plan {
         if dice.one_in(3) {
             facts.insert(Fact::Named(PortNameId(0), FlowProtocol::Tcp, [79, 8080][dice.below(2)]));
         }
-        keys.insert(ClassKey(facts.into_iter().collect()));
+        keys.insert(ClassKey::of(Vec::from_iter(facts)));
     }
     let classes: Vec<ClassKey> = keys.into_iter().collect();
     let all = addresses();
