@@ -254,10 +254,10 @@ fn what_cannot_be_asked_is_an_error_in_its_line() {
             {"error":"unknown protocol \"GRE\", expected TCP, UDP, SCTP or ICMP"}
             {"error":"not a question: unknown field `prot`, expected one of `from`, `to`, `protocol`, `port`, `family` at line 1 column 69"}
             {"error":"unknown family \"v6\", expected IPv4 or IPv6"}
-            {"error":"Services are not read yet: \"svc:shop/db\" cannot be asked about"}
+            {"error":"there is no Service shop/db"}
             {"error":"there is no pod shop/nobody"}
             {"error":"there is no node n3"}
-            {"error":"\"web\" is no end, expected NAMESPACE/POD, node:NAME or ip:ADDRESS"}
+            {"error":"\"web\" is no end, expected NAMESPACE/POD, node:NAME, ip:ADDRESS or, as a destination, svc:NAMESPACE/NAME"}
             {"error":"\"10.0.0\" is not an IP address"}
             {"error":"ip:fd00::1 and ip:10.0.0.1 have no address family in common"}
             {"error":"not a question: expected value at line 1 column 1"}

@@ -4,11 +4,15 @@ use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
 
 use anyhow::Context;
+use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 use npolicy_common::{Direction, Family, Verdict};
 
+use super::answer::{
+    AnswerLine, BatchLine, backend_text, backends_text, decision_text, direction_text, missing, reason, seen_text,
+};
 use super::exit;
-use super::question::{AnswerLine, decision_text, parse_end, parse_protocol, parse_question, reason};
-use crate::compile::{Answer, Engine, Question, Unanswerable};
+use super::question::{parse_end, parse_protocol, parse_question};
+use crate::compile::{Answer, Decision, Engine, Judgement, Question, ServiceAnswer, Unanswerable};
 use crate::model::PodKey;
 use crate::watch::manifests::Manifests;
 
@@ -181,26 +185,82 @@ fn print_text(out: &mut impl Write, question: &Question, answer: &Answer, is_cer
         Family::V6 => "IPv6",
     };
     writeln!(out, "{verdict}  {} -> {}  {} over {family}", question.from, question.to, question.protocol)?;
-    if answer.judgements.is_empty() {
-        writeln!(out, "  {}", reason(answer))?;
+    match &answer.service {
+        Some(service) if service.backends.is_empty() => {
+            writeln!(out, "  service {} at {} has {}", service.service, service.address, missing(service))?;
+            print_steps(out, &answer.judgements, "  ")?;
+        }
+        Some(service) => print_backends(out, service)?,
+        None if answer.judgements.is_empty() => writeln!(out, "  {}", reason(answer))?,
+        None => print_steps(out, &answer.judgements, "  ")?,
     }
-    for judgement in &answer.judgements {
-        let direction = match judgement.direction {
-            Direction::Egress => "egress of",
-            Direction::Ingress => "ingress of",
-        };
+    if !is_certain {
+        writeln!(out, "not certain: something in the manifests could not be read (see above)")?;
+    }
+    Ok(())
+}
+
+fn print_steps(out: &mut impl Write, judgements: &[Judgement], indent: &str) -> io::Result<()> {
+    for judgement in judgements {
+        let direction = direction_text(judgement.direction);
         let verdict = match judgement.verdict {
             Verdict::Accept => super::style::accepted("accepts"),
             Verdict::Deny => super::style::denied("denies"),
         };
-        writeln!(out, "  {direction} {} {verdict}: {}", judgement.subject, decision_text(&judgement.explanation))?;
-        if !judgement.explanation.isolated_by.is_empty() {
-            let policies: Vec<_> = judgement.explanation.isolated_by.iter().map(ToString::to_string).collect();
-            writeln!(out, "    isolated by {}", policies.join(", "))?;
+        let (subject, seen) = (&judgement.subject, seen_text(&judgement.seen));
+        writeln!(out, "{indent}{direction} of {subject}{seen} {verdict}: {}", decision_text(judgement))?;
+        let isolates = match judgement.explanation.decision {
+            Decision::TierAccepted(_) | Decision::TierDenied(_) => false,
+            Decision::NotGoverned | Decision::NotDecided | Decision::OwnNode | Decision::Itself => true,
+            Decision::Accepted(_) | Decision::Denied(_) => true,
+        };
+        let policies: Vec<_> = judgement.explanation.isolated_by.iter().map(ToString::to_string).collect();
+        if isolates && !policies.is_empty() {
+            writeln!(out, "{indent}  isolated by {}", policies.join(", "))?;
         }
     }
-    if !is_certain {
-        writeln!(out, "not certain: something in the manifests could not be read (see above)")?;
+    Ok(())
+}
+
+/// Backends whose reasons are told; the table has them all.
+const BACKENDS_EXPLAINED: usize = 3;
+
+/// One backend: its steps. Several: a table of them, then the steps of the first that deny, or of the first if none does.
+fn print_backends(out: &mut impl Write, service: &ServiceAnswer) -> io::Result<()> {
+    if let [only] = &*service.backends {
+        writeln!(out, "  service {} at {}, backend {}", service.service, service.address, backend_text(only))?;
+        return print_steps(out, &only.judgements, "  ");
+    }
+    writeln!(out, "  {}", backends_text(service))?;
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).enforce_styling();
+    table.set_header(["backend", "egress to it", "its ingress"]);
+    for backend in &service.backends {
+        let cell = |direction| {
+            let steps = backend.judgements.iter().filter(|judgement| judgement.direction == direction);
+            match steps.map(|judgement| judgement.verdict).max() {
+                Some(Verdict::Accept) => Cell::new("accepts").fg(Color::Green),
+                Some(Verdict::Deny) => Cell::new("denies").fg(Color::Red),
+                None => Cell::new("-"),
+            }
+        };
+        table.add_row([Cell::new(backend_text(backend)), cell(Direction::Egress), cell(Direction::Ingress)]);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 3));
+    }
+    table.style_text_only();
+    for line in table.lines() {
+        writeln!(out, "    {}", line.trim_end())?;
+    }
+    let denying: Vec<_> = service.backends.iter().filter(|backend| backend.verdict == Verdict::Deny).collect();
+    let told = if denying.is_empty() { &service.backends.iter().take(1).collect() } else { &denying };
+    for backend in told.iter().take(BACKENDS_EXPLAINED) {
+        writeln!(out, "  {}", backend_text(backend))?;
+        print_steps(out, &backend.judgements, "    ")?;
+    }
+    if denying.len() > BACKENDS_EXPLAINED {
+        writeln!(out, "  and {} more that deny (-o json tells them all)", denying.len() - BACKENDS_EXPLAINED)?;
     }
     Ok(())
 }
@@ -224,26 +284,12 @@ fn batch(engine: &mut Engine, mut questions: impl BufRead, mut answers: impl Wri
 
 fn answer_line(engine: &mut Engine, line: &[u8], out: &mut impl Write) -> io::Result<()> {
     #[derive(serde::Serialize)]
-    struct Line<'a> {
-        verdict: &'a str,
-        reason: &'a str,
-    }
-    #[derive(serde::Serialize)]
     struct Refusal<'a> {
         error: &'a str,
     }
-    let answered = parse_question(line).and_then(|question| {
-        let answer = engine.ask(&question).map_err(|error| error.to_string())?;
-        Ok((answer.verdict, reason(&answer)))
-    });
+    let answered = parse_question(line).and_then(|question| engine.ask(&question).map_err(|error| error.to_string()));
     match answered {
-        Ok((verdict, reason)) => {
-            let verdict = match verdict {
-                Verdict::Accept => "Accept",
-                Verdict::Deny => "Deny",
-            };
-            serde_json::to_writer(&mut *out, &Line { verdict, reason: &reason })?;
-        }
+        Ok(answer) => serde_json::to_writer(&mut *out, &BatchLine::new(&answer))?,
         Err(error) => serde_json::to_writer(&mut *out, &Refusal { error: &error })?,
     }
     out.write_all(b"\n")

@@ -1,6 +1,7 @@
 //! The commands for people, one file each.
 
 pub mod agent;
+mod answer;
 pub mod can;
 pub mod demo;
 pub mod matrix;

@@ -1,23 +1,22 @@
-//! Questions and answers as people and scripts write them.
+//! Questions as people and scripts write them.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use npolicy_common::{Direction, Family, Verdict};
-use serde::{Deserialize, Serialize};
+use npolicy_common::{Family, Verdict};
+use serde::Deserialize;
 
-use crate::compile::{Answer, Decision, End, Explanation, Judgement, Protocol, Question};
-use crate::model::PodKey;
+use crate::compile::{End, Protocol, Question};
+use crate::model::{PodKey, ServiceKey};
 
 /// A part of a question that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum QuestionError {
-    #[error("Services are not read yet: {0:?} cannot be asked about")]
+    #[error("{0:?} is no Service, expected svc:NAMESPACE/NAME")]
     Service(String),
     #[error("{0:?} is not an IP address")]
     Address(String),
-    #[error("{0:?} is no end, expected NAMESPACE/POD, node:NAME or ip:ADDRESS")]
+    #[error("{0:?} is no end, expected NAMESPACE/POD, node:NAME, ip:ADDRESS or, as a destination, svc:NAMESPACE/NAME")]
     End(String),
     #[error("{0:?} is no port, expected 8080/tcp, 53/udp, 80/sctp or icmp")]
     Port(String),
@@ -35,7 +34,7 @@ pub(super) enum QuestionError {
     Family(String),
 }
 
-/// Reads `NAMESPACE/POD`, `node:NAME` or `ip:ADDRESS`.
+/// Reads `NAMESPACE/POD`, `node:NAME`, `ip:ADDRESS` or `svc:NAMESPACE/NAME`.
 pub(super) fn parse_end(text: &str) -> Result<End, QuestionError> {
     if let Some(name) = text.strip_prefix("node:").filter(|name| !name.is_empty()) {
         return Ok(End::Node(name.into()));
@@ -44,15 +43,17 @@ pub(super) fn parse_end(text: &str) -> Result<End, QuestionError> {
         let address = IpAddr::from_str(address).map_err(|_| QuestionError::Address(address.to_owned()))?;
         return Ok(End::Address(address.to_canonical()));
     }
-    if text.starts_with("svc:") {
-        return Err(QuestionError::Service(text.to_owned()));
+    if let Some(key) = text.strip_prefix("svc:") {
+        let (namespace, name) = namespaced(key).ok_or_else(|| QuestionError::Service(text.to_owned()))?;
+        return Ok(End::Service(ServiceKey { namespace: namespace.into(), name: name.into() }));
     }
-    match text.split_once('/') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
-            Ok(End::Pod(PodKey { namespace: namespace.into(), name: name.into() }))
-        }
-        _ => Err(QuestionError::End(text.to_owned())),
-    }
+    let (namespace, name) = namespaced(text).ok_or_else(|| QuestionError::End(text.to_owned()))?;
+    Ok(End::Pod(PodKey { namespace: namespace.into(), name: name.into() }))
+}
+
+fn namespaced(text: &str) -> Option<(&str, &str)> {
+    let (namespace, name) = text.split_once('/')?;
+    (!namespace.is_empty() && !name.is_empty() && !name.contains('/')).then_some((namespace, name))
 }
 
 /// Reads `8080/tcp`, `53/udp`, `80/sctp` or `icmp`, in either case.
@@ -123,130 +124,6 @@ pub(super) fn parse_question(line: &[u8]) -> Result<Question, String> {
         Ok(Question { from: parse_end(&line.from)?, to: parse_end(&line.to)?, protocol, family })
     };
     read().map_err(|error| error.to_string())
-}
-
-/// Says in one line why the answer is what it is: what the end says that denies, else what each end says.
-pub(super) fn reason(answer: &Answer) -> String {
-    if answer.is_self {
-        return "a pod always reaches itself".to_owned();
-    }
-    let Some(last) = answer.judgements.last() else { return "policy applies to neither end".to_owned() };
-    match answer.judgements.iter().find(|judgement| judgement.verdict == Verdict::Deny) {
-        Some(denying) => step_text(denying),
-        None if answer.judgements.len() == 1 => step_text(last),
-        None => answer.judgements.iter().map(step_text).collect::<Vec<_>>().join("; "),
-    }
-}
-
-fn step_text(judgement: &Judgement) -> String {
-    let direction = direction_text(judgement.direction);
-    format!("{direction} of {}: {}", judgement.subject, decision_text(&judgement.explanation))
-}
-
-const fn direction_text(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Ingress => "ingress",
-        Direction::Egress => "egress",
-    }
-}
-
-/// Says why one end accepts or denies.
-pub(super) fn decision_text(explanation: &Explanation) -> impl fmt::Display {
-    match &explanation.decision {
-        Decision::NotGoverned => "no policy isolates it".to_owned(),
-        Decision::OwnNode => "its own node always may".to_owned(),
-        Decision::Accepted(accepted) => format!("accepted by {accepted}"),
-        Decision::Denied(miss) => format!("no rule accepts it; nearest is {miss}"),
-    }
-}
-
-/// An answer in JSON, with everything that is known about it.
-#[derive(Serialize)]
-pub(super) struct AnswerLine {
-    from: String,
-    to: String,
-    protocol: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    port: Option<u16>,
-    family: &'static str,
-    verdict: &'static str,
-    /// Whether every object could be read.
-    certain: bool,
-    reason: String,
-    steps: Vec<StepLine>,
-}
-
-/// What one end says, in JSON.
-#[derive(Serialize)]
-struct StepLine {
-    direction: &'static str,
-    subject: String,
-    verdict: &'static str,
-    isolated_by: Vec<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    accepted_by: Option<AcceptedLine>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    nearest_miss: Option<MissLine>,
-}
-
-/// The rule that accepts, in JSON.
-#[derive(Serialize)]
-struct AcceptedLine {
-    policy: String,
-    rule: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    peer: Option<usize>,
-}
-
-/// The rule that came nearest, in JSON.
-#[derive(Serialize)]
-struct MissLine {
-    policy: String,
-    text: String,
-}
-
-impl AnswerLine {
-    pub(super) fn new(question: &Question, answer: &Answer, certain: bool) -> Self {
-        let (protocol, port) = protocol_parts(question.protocol);
-        Self {
-            from: question.from.to_string(),
-            to: question.to.to_string(),
-            protocol,
-            port,
-            family: match answer.family {
-                Family::V4 => "IPv4",
-                Family::V6 => "IPv6",
-            },
-            verdict: verdict_text(answer.verdict),
-            certain,
-            reason: reason(answer),
-            steps: answer.judgements.iter().map(StepLine::new).collect(),
-        }
-    }
-}
-
-impl StepLine {
-    fn new(judgement: &Judgement) -> Self {
-        let Judgement { direction, subject, verdict, explanation } = judgement;
-        let (accepted_by, nearest_miss) = match &explanation.decision {
-            Decision::NotGoverned | Decision::OwnNode => (None, None),
-            Decision::Accepted(accepted) => {
-                let policy = accepted.policy.to_string();
-                (Some(AcceptedLine { policy, rule: accepted.rule, peer: accepted.peer }), None)
-            }
-            Decision::Denied(miss) => {
-                (None, Some(MissLine { policy: miss.policy.to_string(), text: miss.text.clone() }))
-            }
-        };
-        Self {
-            direction: direction_text(*direction),
-            subject: subject.to_string(),
-            verdict: verdict_text(*verdict),
-            isolated_by: explanation.isolated_by.iter().map(ToString::to_string).collect(),
-            accepted_by,
-            nearest_miss,
-        }
-    }
 }
 
 /// The protocol's name in JSON, and its port if it has ports.

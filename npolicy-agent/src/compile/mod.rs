@@ -15,8 +15,13 @@ mod resolve;
 mod ruleset;
 
 pub use compiler::{Compiler, Scope};
-pub use engine::{Answer, End, Engine, Judgement, Protocol, Question, Unanswerable};
-pub use explain::{Accepted, Decision, Explanation, Miss, Remote, explain};
+pub use engine::{
+    Answer, BackendAnswer, End, Engine, Judgement, Protocol, Question, Seen, ServiceAnswer, Unanswerable,
+};
+pub use explain::{
+    Accepted, BackendExplanation, Decision, Explanation, Matched, Miss, Remote, ServiceExplanation, TierRule, explain,
+    explain_service,
+};
 pub use plan::{BackendFacts, ClassIndex, ClassKey, Fact, PeerId, Plan, PortNameId, ServiceFacts, Subject};
 pub use ports::{Bundle, PortSet};
 pub use ruleset::{Accepts, Own, Peer, Ruleset, Step, Tiers};

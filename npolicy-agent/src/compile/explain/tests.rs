@@ -52,13 +52,20 @@ fn check(spec: &str, pod: &str, direction: Direction, asked: &[(&str, FlowProtoc
         let address = address.parse().unwrap();
         let explanation = explain(&state, pod, direction, &Remote::at(&state, address), protocol, port);
         let row: Bundle = plan.subjects[&key].ruleset(direction).row(RowPeer::Class(plan.class_of(address)));
-        let denies = matches!(explanation.decision, Decision::Denied(_));
+        let denies = explanation.decision.verdict() == Verdict::Deny;
         assert_eq!(row.accepts(protocol, port), !denies, "ruleset and words: {explanation:?}");
+        for rule in &explanation.passed_by {
+            said.push_str(&format!("passed by {rule}, "));
+        }
         let line = match explanation.decision {
             Decision::NotGoverned => "not governed".to_owned(),
+            Decision::NotDecided => "not decided".to_owned(),
             Decision::OwnNode => "own node".to_owned(),
+            Decision::Itself => "itself".to_owned(),
             Decision::Accepted(accepted) => format!("accepted by {accepted}"),
+            Decision::TierAccepted(rule) => format!("accepted by {rule}"),
             Decision::Denied(miss) => miss.to_string(),
+            Decision::TierDenied(rule) => format!("denied by {rule}; {}", rule.advice()),
         };
         said.push_str(&line);
         said.push('\n');
