@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use npolicy_agent::compile::{End, Protocol, Question};
-use npolicy_agent::model::PodKey;
+use npolicy_agent::model::{PodKey, ServiceKey};
 use npolicy_common::Family;
 use serde::{Deserialize, Serialize};
 
@@ -88,11 +88,19 @@ impl Row {
 }
 
 fn end(text: &str) -> End {
-    match (text.strip_prefix("node:"), text.strip_prefix("ip:"), text.split_once('/')) {
-        (Some(name), _, _) => End::Node(name.into()),
-        (_, Some(address), _) => End::Address(address.parse().expect("an IP address")),
-        (_, _, Some((namespace, name))) => End::Pod(PodKey { namespace: namespace.into(), name: name.into() }),
-        _ => panic!("{text:?} is no end"),
+    if let Some(name) = text.strip_prefix("node:") {
+        return End::Node(name.into());
+    }
+    if let Some(address) = text.strip_prefix("ip:") {
+        return End::Address(address.parse().expect("an IP address"));
+    }
+    let service = text.strip_prefix("svc:");
+    let (namespace, name) = service.unwrap_or(text).split_once('/').unwrap_or_else(|| panic!("{text:?} is no end"));
+    let (namespace, name) = (namespace.into(), name.into());
+    if service.is_some() {
+        End::Service(ServiceKey { namespace, name })
+    } else {
+        End::Pod(PodKey { namespace, name })
     }
 }
 
