@@ -83,7 +83,7 @@ impl<'a> Question<'a> {
         let policies = self.state.cluster_policies_of(self.subject, tier).into_iter();
         let rules = policies.flat_map(|policy| {
             let rules = policy.rules(self.direction).iter().enumerate();
-            rules.map(|(index, rule)| Placed { policy: &**policy, index, rule })
+            rules.map(|(index, rule)| Placed { policy, index, rule })
         });
         rules.collect()
     }
