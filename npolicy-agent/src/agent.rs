@@ -277,7 +277,8 @@ impl Agent {
             return;
         }
         let links = self.links.current();
-        self.plan.node_addresses.extend(&links.own_addresses);
+        let is_nodes = |address: &&IpAddr| !matches!(self.state.owner(**address), Owner::Service(_));
+        self.plan.node_addresses.extend(links.own_addresses.iter().filter(is_nodes));
         let interfaces = self.datapath.interfaces();
         let owner = |ifindex: &u32| Some((*ifindex, self.owner_of(links.host.get(ifindex)?)?));
         let owners: Vec<(u32, PodKey)> = interfaces.iter().filter_map(owner).collect();

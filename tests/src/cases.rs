@@ -8,6 +8,9 @@ use npolicy_agent::compile::{End, Protocol, Question};
 use npolicy_agent::model::{PodKey, ServiceKey};
 use npolicy_common::Family;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::oracle::Probe;
 
 /// One cluster and what is asked of it.
 #[derive(Debug)]
@@ -18,6 +21,32 @@ pub struct Case {
     pub files: Vec<PathBuf>,
     /// The questions, in order.
     pub rows: Vec<Row>,
+}
+
+impl Case {
+    /// The objects of its manifests, in order, as raw as they are written.
+    ///
+    /// # Errors
+    ///
+    /// A file that is no YAML.
+    pub fn objects(&self) -> anyhow::Result<Vec<Value>> {
+        let mut objects = Vec::new();
+        for file in &self.files {
+            let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+            objects.extend(from_yaml(&text).with_context(|| file.display().to_string())?);
+        }
+        Ok(objects)
+    }
+}
+
+/// The documents of a YAML stream as JSON; empty ones are left out.
+///
+/// # Errors
+///
+/// What is no YAML, or has no counterpart in JSON.
+pub fn from_yaml(text: &str) -> anyhow::Result<Vec<Value>> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(text)?;
+    Ok(documents.into_iter().filter(|document| !document.is_null()).collect())
 }
 
 /// One question and its answer.
@@ -59,6 +88,12 @@ impl Row {
         let Self { from, to, protocol, port, family, expect: _, why: _ } = self;
         let line = Line { from, to, protocol, port: *port, family: family.as_deref() };
         serde_json::to_string(&line).expect("a question is JSON")
+    }
+
+    /// The question as the oracle takes it.
+    pub fn probe(&self) -> Probe {
+        let Self { from, to, protocol, port, family, expect: _, why: _ } = self;
+        Probe { from: from.clone(), to: to.clone(), protocol: protocol.clone(), port: *port, family: family.clone() }
     }
 
     /// The question as the engine takes it.

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use ipnet::IpNet;
 use npolicy_common::Family;
 use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 
 use super::intern::{Interner, PeerContent, PeerScope};
-use super::plan::{ClassIndex, ClassKey, Fact, PeerId, Plan, PortNameId};
+use super::plan::{ClassIndex, ClassKey, Fact, PeerId, Plan, PortNameId, ServiceFacts};
 use super::prefixes::{PrefixTable, split_at_blocks};
-use crate::model::{ClusterState, IpBlock, Pod, PodKey, Selector};
+use crate::model::{ClusterState, IpBlock, Owner, Pod, PodKey, Selector};
 
 /// The classes of ends whose address nobody knows.
 #[derive(Default, Debug)]
@@ -30,51 +32,124 @@ pub(super) struct Bounds {
     pub(super) most: ClassIndex,
 }
 
-/// Fills in the classes of a plan for the peers and port names that its rulesets mention; where it is asked for, also
-/// those of ends without address.
-pub(super) fn classify(
-    plan: &mut Plan,
-    state: &ClusterState,
-    interner: &Interner,
-    peers: &BTreeSet<PeerId>,
-    names: &BTreeSet<PortNameId>,
-    unaddressed: Option<&mut Unaddressed>,
-) {
-    let mut classes = Classes::default();
-    classes.index(ClassKey::default());
-    let blocks = peers.iter().filter_map(|&id| match &**interner.content(id) {
-        PeerContent::Block(block) => Some((id, block)),
-        PeerContent::Pods(..) | PeerContent::Nodes(_) => None,
-    });
-    let split = split_at_blocks(blocks);
-    let table = PrefixTable::new(split.iter().map(|&(block, _)| block));
-    plan.prefixes =
-        split.iter().map(|(block, facts)| (*block, classes.index(ClassKey::of(facts.as_slice())))).collect();
+/// What a plan's rulesets can tell about addresses.
+pub(super) struct Facts<'a> {
+    state: &'a ClusterState,
+    interner: &'a Interner,
+    peers: &'a BTreeSet<PeerId>,
+    split: Vec<(IpNet, Vec<Fact>)>,
+    table: PrefixTable,
+    pods: PodFacts<'a>,
+    nodes: Vec<(PeerId, &'a Selector)>,
+}
 
-    let mut pods = PodFacts::new(state, interner, peers, names);
-    // A pod's own facts and the longest block around its address say everything of the address.
-    let mut combined: FxHashMap<(usize, Option<usize>), ClassIndex> = FxHashMap::default();
-    for pod in state.pods() {
-        let mut own = None;
-        for address in state.addresses_of(pod) {
-            let own = *own.get_or_insert_with(|| pods.index(pod));
-            let block = table.find(address);
-            let class = *combined.entry((own, block)).or_insert_with(|| {
-                let around = block.map_or(&[][..], |index| &split[index].1);
-                let mut facts: Vec<_> = pods.facts[own].iter().chain(around).copied().collect();
-                facts.sort_unstable();
-                classes.index(ClassKey::of(facts))
-            });
-            if class != block.map_or(ClassIndex(0), |index| plan.prefixes[index].1) {
-                plan.exact.insert(address, class);
+impl<'a> Facts<'a> {
+    /// Facts about the peers and port names that rulesets mention.
+    pub(super) fn new(
+        state: &'a ClusterState,
+        interner: &'a Interner,
+        peers: &'a BTreeSet<PeerId>,
+        names: &'a BTreeSet<PortNameId>,
+    ) -> Self {
+        let (mut blocks, mut nodes) = (Vec::new(), Vec::new());
+        for &id in peers {
+            match &**interner.content(id) {
+                PeerContent::Block(block) => blocks.push((id, block)),
+                PeerContent::Nodes(selector) => nodes.push((id, selector)),
+                PeerContent::Pods(..) => {}
             }
         }
+        let split = split_at_blocks(blocks);
+        let table = PrefixTable::new(split.iter().map(|&(block, _)| block));
+        Self { state, interner, peers, split, table, pods: PodFacts::new(state, interner, peers, names), nodes }
     }
-    if let Some(unaddressed) = unaddressed {
+
+    /// What selectors and port names say of a pod, wherever it is; ascending.
+    pub(super) fn of_pod(&mut self, pod: &'a Pod) -> Vec<Fact> {
+        let index = self.pods.index(pod);
+        self.pods.facts[index].clone()
+    }
+
+    /// What node selectors say of an address, ascending: those of every node that has it count.
+    fn of_nodes(&self, address: IpAddr) -> Vec<Fact> {
+        if self.nodes.is_empty() {
+            return Vec::new();
+        }
+        let nodes = self.state.nodes_at(address);
+        let matches = |selector: &Selector| nodes.iter().any(|node| selector.matches(&node.labels));
+        self.nodes.iter().filter(|(_, selector)| matches(selector)).map(|&(id, _)| Fact::Peer(id)).collect()
+    }
+
+    /// Everything about an address, ascending.
+    ///
+    /// 1. A pod's: what is said of the pod, of nodes that have the address, and of the blocks around it.
+    /// 2. Else a Service's cluster address: nothing. No peer means it.
+    /// 3. Else what is said of nodes that have it, and of the blocks around it.
+    pub(super) fn at(&mut self, address: IpAddr) -> Vec<Fact> {
+        let mut facts = match self.state.owner(address) {
+            Owner::Pod(pod) => self.of_pod(pod),
+            Owner::Service(_) => return Vec::new(),
+            Owner::Node(_) | Owner::Outside => Vec::new(),
+        };
+        facts.extend(self.of_nodes(address));
+        facts.extend(self.table.find(address).into_iter().flat_map(|index| &self.split[index].1));
+        facts.sort_unstable();
+        facts
+    }
+
+    /// Fills in the classes of a plan; where it is asked for, also those of ends without address.
+    pub(super) fn classify(
+        mut self,
+        plan: &mut Plan,
+        virtuals: &[(IpAddr, Arc<[ServiceFacts]>)],
+        unaddressed: Option<&mut Unaddressed>,
+    ) {
+        let mut classes = Classes::default();
+        classes.index(ClassKey::default());
+        let split = &self.split;
+        plan.prefixes =
+            split.iter().map(|(block, facts)| (*block, classes.index(ClassKey::of(facts.as_slice())))).collect();
+        // A pod's own facts and the longest block around its address say everything of the address.
+        let mut combined: FxHashMap<(usize, Option<usize>), ClassIndex> = FxHashMap::default();
+        for pod in self.state.pods() {
+            let mut own = None;
+            for address in self.state.addresses_of(pod) {
+                let own = *own.get_or_insert_with(|| self.pods.index(pod));
+                let block = self.table.find(address);
+                let class = *combined.entry((own, block)).or_insert_with(|| {
+                    let around = block.map_or(&[][..], |index| &split[index].1);
+                    let mut facts: Vec<_> = self.pods.facts[own].iter().chain(around).copied().collect();
+                    facts.sort_unstable();
+                    classes.index(ClassKey::of(facts))
+                });
+                if class != block.map_or(ClassIndex(0), |index| plan.prefixes[index].1) {
+                    plan.exact.insert(address, class);
+                }
+            }
+        }
+        if !self.nodes.is_empty() {
+            for &address in self.state.nodes().flat_map(|node| &node.addresses) {
+                if !self.of_nodes(address).is_empty() {
+                    plan.exact.insert(address, classes.index(ClassKey::of(self.at(address))));
+                }
+            }
+        }
+        for (address, frontends) in virtuals {
+            let key = ClassKey { facts: self.at(*address).into(), frontends: frontends.clone() };
+            plan.exact.insert(*address, classes.index(key));
+        }
+        if let Some(unaddressed) = unaddressed {
+            self.bound(&mut classes, unaddressed);
+        }
+        plan.classes = classes.keys;
+    }
+
+    /// Classes of ends whose address nobody knows.
+    fn bound(&mut self, classes: &mut Classes, unaddressed: &mut Unaddressed) {
         let blocks = |is_certain: &dyn Fn(&IpBlock) -> bool| -> Vec<Fact> {
             let is_in =
-                |id: &&PeerId| matches!(&**interner.content(**id), PeerContent::Block(block) if is_certain(block));
-            peers.iter().filter(is_in).map(|&id| Fact::Peer(id)).collect()
+                |id: &&PeerId| matches!(&**self.interner.content(**id), PeerContent::Block(block) if is_certain(block));
+            self.peers.iter().filter(is_in).map(|&id| Fact::Peer(id)).collect()
         };
         let around = [
             blocks(&|block| block.is_whole_family(Family::V4)),
@@ -90,12 +165,11 @@ pub(super) fn classify(
             Bounds { least: [v4, v6], most }
         };
         unaddressed.nobody = bounds(&[]);
-        for pod in state.pods().filter(|pod| pod.is_enforceable() && pod.is_planned()) {
-            let own = pods.index(pod);
-            unaddressed.pods.insert(pod.key.clone(), bounds(&pods.facts[own]));
+        for pod in self.state.pods().filter(|pod| pod.is_enforceable() && pod.is_planned()) {
+            let own = self.pods.index(pod);
+            unaddressed.pods.insert(pod.key.clone(), bounds(&self.pods.facts[own]));
         }
     }
-    plan.classes = classes.keys;
 }
 
 /// Distinct class keys.

@@ -1,12 +1,14 @@
 //! From the cluster's state to one node's plan.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::classes::{Unaddressed, classify};
+use super::classes::{Facts, Unaddressed};
 use super::intern::Interner;
 use super::plan::{Plan, Subject};
 use super::resolve::Resolver;
-use crate::model::{ClusterState, Diagnostic, Pod};
+use super::services::Virtuals;
+use crate::model::{ClusterState, Diagnostic, Owner, Pod};
 
 /// Which pods are subjects.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -67,7 +69,8 @@ impl Compiler {
     fn plan(&mut self, state: &ClusterState, unaddressed: Option<&mut Unaddressed>) -> Plan {
         let mut plan = Plan::default();
         if let Some(node) = self.scope.node().and_then(|name| state.node(name)) {
-            plan.node_addresses = node.addresses.iter().copied().collect();
+            let is_nodes = |address: &IpAddr| !matches!(state.owner(*address), Owner::Service(_));
+            plan.node_addresses = node.addresses.iter().copied().filter(is_nodes).collect();
         }
         let mut resolver = Resolver::new(state, &mut self.interner);
         for pod in state.pods().filter(|pod| pod.is_enforceable() && self.scope.includes(pod)) {
@@ -79,7 +82,11 @@ impl Compiler {
             plan.subjects.insert(pod.key.clone(), Subject { addresses, ingress, egress });
         }
         let (peers, names) = (resolver.peers, resolver.names);
-        classify(&mut plan, state, &self.interner, &peers, &names, unaddressed);
+        let mut facts = Facts::new(state, &self.interner, &peers, &names);
+        let virtuals = Virtuals::new(state, self.scope.node().map(|name| &**name));
+        let selves = virtuals.set_subjects_apart(state, &mut facts, &mut plan);
+        let virtuals = virtuals.resolve(&mut facts, &selves);
+        facts.classify(&mut plan, &virtuals, unaddressed);
         plan
     }
 }

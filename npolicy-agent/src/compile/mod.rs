@@ -13,6 +13,7 @@ mod ports;
 mod prefixes;
 mod resolve;
 mod ruleset;
+mod services;
 
 pub use compiler::{Compiler, Scope};
 pub use engine::{

@@ -118,7 +118,8 @@ pub struct Plan {
     /// Blocks that policies in force here name, excepts among them, without host bits and each once: the class of an
     /// address not in [`Plan::exact`] is that of the longest block that contains it, else class 0.
     pub prefixes: Vec<(IpNet, ClassIndex)>,
-    /// This node's own addresses.
+    /// This node's own addresses, without those that are cluster addresses: a Service's is never a node's, also where
+    /// kube-proxy puts it on an interface.
     pub node_addresses: BTreeSet<IpAddr>,
     /// The pods of this node.
     pub subjects: BTreeMap<PodKey, Subject>,

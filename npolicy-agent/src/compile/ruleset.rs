@@ -264,10 +264,13 @@ impl Ruleset {
     }
 }
 
+/// Facts of a backend, and whether it is the subject itself.
+type BackendKind = (Arc<[Fact]>, bool);
+
 /// Rows of backends, which frontends of one address have in common.
 struct BackendRows<'a> {
     tiers: &'a Tiers,
-    known: Vec<((Arc<[Fact]>, bool), Bundle)>,
+    known: Vec<(BackendKind, Bundle)>,
 }
 
 impl<'a> BackendRows<'a> {

@@ -41,9 +41,10 @@ impl Image4 {
         self.fill_range(table, address.into(), address.into(), &|word| word);
     }
 
-    /// Gives a block a target, over everything said before about its addresses. Blocks that contain others come first.
-    pub(super) fn fill(&mut self, table: &Class4, block: Ipv4Net, target: u32) {
-        let word = ClassWord::class_entry(Class(target), 0);
+    /// Gives a block a target and facts ([`ClassWord`]'s bits), over everything said before about its addresses. Blocks
+    /// that contain others come first.
+    pub(super) fn fill(&mut self, table: &Class4, block: Ipv4Net, target: u32, facts: u32) {
+        let word = ClassWord::class_entry(Class(target), facts);
         self.fill_range(table, block.network().into(), block.broadcast().into(), &|_| word);
     }
 

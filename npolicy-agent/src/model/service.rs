@@ -89,7 +89,7 @@ pub struct EndpointSlice {
 }
 
 /// One item of a slice's `ports`.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct SlicePort {
     /// `name`; empty if it has none.
     pub name: Arc<str>,

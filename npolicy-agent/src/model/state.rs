@@ -90,6 +90,16 @@ pub enum Event {
     Delete(ObjectKey),
 }
 
+impl Event {
+    /// What the object is called that the event is about.
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Self::Upsert(object) => object.key(),
+            Self::Delete(key) => key.clone(),
+        }
+    }
+}
+
 /// Who an address belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Owner<'a> {
@@ -155,6 +165,26 @@ impl ClusterState {
         }
     }
 
+    /// Makes one change; returns the event that would undo it, if anything is different now.
+    pub fn change(&mut self, event: Event) -> Option<Event> {
+        let key = event.key();
+        let before = self.object(&key);
+        self.apply(event).then(|| before.map_or(Event::Delete(key), Event::Upsert))
+    }
+
+    /// An object by name.
+    pub fn object(&self, key: &ObjectKey) -> Option<Object> {
+        Some(match key {
+            ObjectKey::Pod(key) => Object::Pod((**self.pods.get(key)?).clone()),
+            ObjectKey::Namespace(name) => Object::Namespace((**self.namespaces.get(name)?).clone()),
+            ObjectKey::Node(name) => Object::Node((**self.nodes.get(name)?).clone()),
+            ObjectKey::Policy(key) => Object::Policy((**self.policies.get(key)?).clone()),
+            ObjectKey::ClusterPolicy(name) => Object::ClusterPolicy((**self.cluster_policies.get(name)?).clone()),
+            ObjectKey::Service(key) => Object::Service((**self.services.get(key)?).clone()),
+            ObjectKey::EndpointSlice(key) => Object::EndpointSlice((**self.slices.get(key)?).clone()),
+        })
+    }
+
     /// Every pod, ascending by namespace and name.
     pub fn pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
         self.pods.values()
@@ -191,6 +221,16 @@ impl ClusterState {
         self.policies_in(&pod.key.namespace).filter(|policy| policy.subject.matches(&pod.labels))
     }
 
+    /// A NetworkPolicy by name.
+    pub fn policy(&self, key: &PolicyKey) -> Option<&Arc<NetworkPolicy>> {
+        self.policies.get(key)
+    }
+
+    /// A ClusterNetworkPolicy by name.
+    pub fn cluster_policy(&self, name: &str) -> Option<&Arc<ClusterPolicy>> {
+        self.cluster_policies.get(name)
+    }
+
     /// Every ClusterNetworkPolicy, ascending by name.
     pub fn cluster_policies(&self) -> impl Iterator<Item = &Arc<ClusterPolicy>> {
         self.cluster_policies.values()
@@ -218,6 +258,23 @@ impl ClusterState {
     /// A Service by name.
     pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
         self.services.get(key)
+    }
+
+    /// An EndpointSlice by name.
+    pub fn slice(&self, key: &SliceKey) -> Option<&Arc<EndpointSlice>> {
+        self.slices.get(key)
+    }
+
+    /// The Services that have an address as their own, as a cluster address or an external one; in no order, and some
+    /// twice.
+    pub fn services_at(&self, address: IpAddr) -> impl Iterator<Item = &Arc<Service>> {
+        let claims = [self.cluster_addresses.get(&address), self.external_addresses.get(&address)];
+        claims.into_iter().flatten().flatten()
+    }
+
+    /// Whether some Service has a port that is open on nodes.
+    pub fn has_node_ports(&self) -> bool {
+        !self.node_ports.is_empty()
     }
 
     /// The EndpointSlices of a Service, ascending by name.
@@ -335,20 +392,22 @@ impl ClusterState {
 
     /// Says of each address that several live pods claim who has it.
     pub fn diagnose_addresses(&self) -> Vec<Diagnostic> {
-        let mut found: Vec<_> = self
-            .pod_addresses
-            .iter()
-            .filter(|(_, claims)| claims.len() > 1)
-            .map(|(address, claims)| Diagnostic {
-                place: None,
-                severity: Severity::Warning,
-                object: Some(ObjectKey::Pod(claims[1].key.clone()).to_string().into()),
-                field: Some("status.podIPs".into()),
-                message: format!("{address} belongs to {}, {}", claims[0].key, precedence(&claims[0], &claims[1])),
-            })
-            .collect();
+        let mut found: Vec<_> =
+            self.pod_addresses.keys().filter_map(|&address| self.diagnose_address(address)).collect();
         found.sort();
         found
+    }
+
+    /// Says who has an address, if several live pods claim it.
+    pub fn diagnose_address(&self, address: IpAddr) -> Option<Diagnostic> {
+        let [first, second, ..] = &**self.pod_addresses.get(&address)? else { return None };
+        Some(Diagnostic {
+            place: None,
+            severity: Severity::Warning,
+            object: Some(ObjectKey::Pod(second.key.clone()).to_string().into()),
+            field: Some("status.podIPs".into()),
+            message: format!("{address} belongs to {}, {}", first.key, precedence(first, second)),
+        })
     }
 
     fn upsert_pod(&mut self, pod: Pod) -> bool {
@@ -529,6 +588,24 @@ mod tests {
     fn node(name: &str) -> Event {
         let addresses = vec![ADDRESS.parse().unwrap()];
         Event::Upsert(Object::Node(Node { name: name.into(), labels: Labels::default(), addresses }))
+    }
+
+    #[test]
+    fn what_undoes_a_change_brings_the_state_back() {
+        let mut state = ClusterState::default();
+        state.apply(node("n1"));
+        let before = state.clone();
+        let event = Event::Upsert(Object::Pod(pod("a", None, None, "")));
+        let made = state.change(event.clone()).unwrap();
+        assert_eq!(made, Event::Delete(event.key()));
+        assert_eq!(state.change(event), None, "nothing is different");
+        let other = Pod { addresses: Vec::new(), ..pod("a", None, None, "") };
+        let changed = state.change(Event::Upsert(Object::Pod(other))).unwrap();
+        let deleted = state.change(Event::Delete(node("n1").key())).unwrap();
+        for undo in [deleted, changed, made] {
+            assert!(state.change(undo).is_some());
+        }
+        assert_eq!(state, before);
     }
 
     #[test]

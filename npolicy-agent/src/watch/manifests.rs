@@ -7,8 +7,11 @@ use std::sync::Arc;
 
 use serde_saphyr::{MessageFormatter, UserMessageFormatter};
 
-use super::objects::{NotEnforced, Tree, read_document};
-use crate::model::{ClusterState, Diagnostic, Event, Object, ObjectKey, Place, PolicyKey, Severity};
+use super::backends::derive_slices;
+use super::objects::{Backing, NotEnforced, Tree, read_document};
+use crate::model::{
+    ClusterState, Diagnostic, EndpointSlice, Event, Object, ObjectKey, Place, ServiceKey, Severity, SliceKey,
+};
 
 /// File name endings that are read in a directory.
 const ENDINGS: &[&str] = &["yaml", "yml", "json"];
@@ -31,7 +34,13 @@ pub struct ManifestError {
 #[derive(Clone, Debug, Default)]
 pub struct Manifests {
     objects: BTreeMap<ObjectKey, (Object, Place)>,
-    unreadable: BTreeMap<PolicyKey, Place>,
+    unreadable: BTreeMap<ObjectKey, Place>,
+    /// What the Services among the objects say of the pods behind them.
+    backings: BTreeMap<ServiceKey, Backing>,
+    /// Those of the objects that are EndpointSlices which stand in no file.
+    derived: BTreeSet<ObjectKey>,
+    /// Those of the diagnostics that say so.
+    derived_notes: Vec<Diagnostic>,
     files: BTreeSet<Arc<Path>>,
     broken_files: BTreeSet<Arc<Path>>,
     diagnostics: Vec<Diagnostic>,
@@ -80,6 +89,7 @@ impl Manifests {
                 message: "not enforced: objects of this kind are not read".to_owned(),
             });
         }
+        manifests.derive_slices();
         Ok(manifests)
     }
 
@@ -87,6 +97,7 @@ impl Manifests {
     pub fn from_text(file: &str, text: &str) -> Self {
         let mut manifests = Self::default();
         manifests.add_file(Path::new(file).into(), text.as_bytes(), &mut BTreeMap::new());
+        manifests.derive_slices();
         manifests
     }
 
@@ -110,8 +121,8 @@ impl Manifests {
         self.digest.finish()
     }
 
-    /// Policies that are there, but nobody can say whom they select.
-    pub fn unreadable_policies(&self) -> impl Iterator<Item = &PolicyKey> {
+    /// Policies that are there, but nobody can say to whom or when they apply.
+    pub fn unreadable_policies(&self) -> impl Iterator<Item = &ObjectKey> {
         self.unreadable.keys()
     }
 
@@ -145,10 +156,14 @@ impl Manifests {
     #[must_use]
     pub fn or_last_good(mut self, previous: &Self) -> Self {
         for (key, (object, place)) in &previous.objects {
-            let is_unreadable = matches!(key, ObjectKey::Policy(policy) if self.unreadable.contains_key(policy));
-            let is_kept = is_unreadable || self.broken_files.contains(&place.file);
-            if !is_kept || self.objects.contains_key(key) {
+            let is_kept = self.unreadable.contains_key(key) || self.broken_files.contains(&place.file);
+            if !is_kept || self.objects.contains_key(key) || previous.derived.contains(key) {
                 continue;
+            }
+            if let ObjectKey::Service(service) = key
+                && let Some(backing) = previous.backings.get(service)
+            {
+                self.backings.insert(service.clone(), backing.clone());
             }
             self.diagnostics.push(Diagnostic {
                 place: Some(place.clone()),
@@ -159,7 +174,47 @@ impl Manifests {
             });
             self.objects.insert(key.clone(), (object.clone(), place.clone()));
         }
+        self.derive_slices();
         self
+    }
+
+    /// Gives backends to each Service that selects pods and has no EndpointSlice. What was derived before goes.
+    fn derive_slices(&mut self) {
+        for key in std::mem::take(&mut self.derived) {
+            self.objects.remove(&key);
+        }
+        let notes = std::mem::take(&mut self.derived_notes);
+        self.diagnostics.retain(|diagnostic| !notes.contains(diagnostic));
+        let mut given = BTreeSet::new();
+        for object in self.objects() {
+            if let Object::EndpointSlice(EndpointSlice { key, service: Some(name), .. }) = object {
+                given.insert(ServiceKey { namespace: key.namespace.clone(), name: name.clone() });
+            }
+        }
+        for (service, backing) in &self.backings {
+            let key = ObjectKey::Service(service.clone());
+            let Some((_, place)) = self.objects.get(&key).filter(|_| !given.contains(service)) else { continue };
+            let place = place.clone();
+            let pods = self.objects.values().filter_map(|(object, _)| match object {
+                Object::Pod(pod) => Some(pod),
+                _ => None,
+            });
+            let is_taken = |slice: &SliceKey| self.objects.contains_key(&ObjectKey::EndpointSlice(slice.clone()));
+            let derived = derive_slices(service, backing, pods, is_taken);
+            self.derived_notes.push(Diagnostic {
+                place: Some(place.clone()),
+                severity: Severity::Note,
+                object: Some(key.to_string().into()),
+                field: None,
+                message: derived.to_string(),
+            });
+            for slice in derived.slices {
+                let slice = Object::EndpointSlice(slice);
+                self.derived.insert(slice.key());
+                self.objects.insert(slice.key(), (slice, place.clone()));
+            }
+        }
+        self.diagnostics.extend(self.derived_notes.iter().cloned());
     }
 
     fn add_file(&mut self, file: Arc<Path>, bytes: &[u8], not_enforced: &mut BTreeMap<&'static NotEnforced, Place>) {
@@ -191,8 +246,14 @@ impl Manifests {
             for (object, line) in reading.objects {
                 self.add_object(object, Place { file: file.clone(), line });
             }
+            for (service, backing) in reading.backings {
+                match backing {
+                    Some(backing) => self.backings.insert(service, backing),
+                    None => self.backings.remove(&service),
+                };
+            }
             for (key, line) in reading.unreadable {
-                self.objects.remove(&ObjectKey::Policy(key.clone()));
+                self.objects.remove(&key);
                 self.unreadable.insert(key, Place { file: file.clone(), line });
             }
             for (kind, line) in reading.not_enforced {
@@ -203,9 +264,7 @@ impl Manifests {
 
     fn add_object(&mut self, object: Object, place: Place) {
         let key = object.key();
-        if let ObjectKey::Policy(policy) = &key {
-            self.unreadable.remove(policy);
-        }
+        self.unreadable.remove(&key);
         let name = key.to_string();
         if let Some((_, earlier)) = self.objects.insert(key, (object, place.clone())) {
             self.diagnostics.push(Diagnostic {

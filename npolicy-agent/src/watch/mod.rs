@@ -1,4 +1,5 @@
 //! Stage 1, facts in: manifest files and kernel links become typed events.
+mod backends;
 pub mod directory;
 pub mod links;
 pub mod manifests;

@@ -28,6 +28,10 @@ impl Target {
         let mut keys: Vec<PeerKey> = plan.classes.iter().cloned().map(PeerKey::Class).collect();
         keys.push(PeerKey::Unknown);
         let of_subjects = plan.subjects.values().flat_map(|subject| subject.addresses.iter().copied());
+        let service = |class: ClassIndex| match plan.classes[class.0 as usize].is_service() {
+            true => ClassWord::SERVICE,
+            false => 0,
+        };
         let local: FxHashSet<IpAddr> = (of_subjects.filter(|address| plan.exact.contains_key(address)))
             .chain(plan.node_addresses.iter().copied())
             .collect();
@@ -42,12 +46,12 @@ impl Target {
         blocks.sort_unstable_by_key(|(block, _)| block.prefix_len());
         for (block, class) in blocks {
             if let IpNet::V4(block) = block {
-                image4.fill(class4, *block, class.0);
+                image4.fill(class4, *block, class.0, 0);
             }
         }
         for (&address, class) in &plan.exact {
             if let IpAddr::V4(address) = address {
-                image4.fill(class4, address.into(), class.0);
+                image4.fill(class4, address.into(), class.0, service(*class));
             }
         }
         for address in &plan.node_addresses {
@@ -58,8 +62,9 @@ impl Target {
 
         let exact6 = |address: IpAddr| match address {
             IpAddr::V6(v6) => {
-                let facts = if plan.node_addresses.contains(&address) { ClassWord::NODE } else { 0 };
-                Some((v6, plan.exact.get(&address).map(|class| class.0), facts))
+                let node = if plan.node_addresses.contains(&address) { ClassWord::NODE } else { 0 };
+                let class = plan.exact.get(&address);
+                Some((v6, class.map(|class| class.0), node | class.map_or(0, |&class| service(class))))
             }
             IpAddr::V4(_) => None,
         };

@@ -7,7 +7,10 @@ use npolicy_common::FlowProtocol;
 use super::super::maps::watch::AFTER_STORE;
 use super::super::walk::{ACCEPT_ALL_MASK, Memory, SharedWalk, mask};
 use super::*;
-use crate::compile::{Accepts, Bundle, ClassIndex, ClassKey, Fact, Peer, PeerId, PortNameId, PortSet, Ruleset};
+use crate::compile::{
+    Accepts, BackendFacts, Bundle, ClassIndex, ClassKey, Fact, Peer, PeerId, PortNameId, PortSet, Ruleset, ServiceFacts,
+};
+use crate::model::PortProtocol;
 
 /// Small numbers, the same in every run.
 struct Dice(u64);
@@ -98,15 +101,22 @@ fn random_plan(dice: &mut Dice) -> Plan {
         if dice.one_in(3) {
             facts.insert(Fact::Named(PortNameId(0), FlowProtocol::Tcp, [79, 8080][dice.below(2)]));
         }
-        keys.insert(ClassKey::of(Vec::from_iter(facts)));
+        let mut key = ClassKey::of(Vec::from_iter(facts));
+        if dice.one_in(4) {
+            let backend = BackendFacts { facts: key.facts.clone(), port: 8080, local: None };
+            key.frontends = Arc::new([ServiceFacts { protocol: PortProtocol::Tcp, port: 80, backends: vec![backend] }]);
+        }
+        keys.insert(key);
     }
     let classes: Vec<ClassKey> = keys.into_iter().collect();
     let all = addresses();
     let class = |dice: &mut Dice| ClassIndex(dice.below(classes.len()) as u32);
     let mut prefixes: Vec<(IpNet, ClassIndex)> = Vec::new();
+    // A Service has addresses, not blocks.
+    let plain: Vec<u32> = (0..).zip(&classes).filter(|(_, key)| !key.is_service()).map(|(at, _)| at).collect();
     for block in BLOCKS {
         if dice.one_in(3) {
-            prefixes.push((block.parse::<IpNet>().unwrap().trunc(), class(dice)));
+            prefixes.push((block.parse::<IpNet>().unwrap().trunc(), ClassIndex(plain[dice.below(plain.len())])));
         }
     }
     prefixes.sort_unstable();
@@ -175,6 +185,8 @@ fn assert_published(walk: &SharedWalk, plan: &Plan) {
     }
     for address in addresses() {
         assert_eq!(walk.class(address).is_node(), plan.node_addresses.contains(&address), "{address}");
+        let is_service = plan.exact.get(&address).is_some_and(|class| plan.classes[class.0 as usize].is_service());
+        assert_eq!(walk.class(address).is_service(), is_service, "{address}");
     }
 }
 

@@ -2,14 +2,26 @@
 
 use crate::model::Severity;
 
+use super::cluster_policy;
 use super::cursor::nearest;
+use super::service::SLICE_VERSION;
 
 /// Kinds that are read, with the `apiVersion` to write.
-const READ: &[(&str, &str)] =
-    &[("Pod", "v1"), ("Namespace", "v1"), ("Node", "v1"), ("NetworkPolicy", "networking.k8s.io/v1")];
+const READ: &[(&str, &str)] = &[
+    ("Pod", "v1"),
+    ("Namespace", "v1"),
+    ("Node", "v1"),
+    ("Service", "v1"),
+    ("EndpointSlice", SLICE_VERSION),
+    ("NetworkPolicy", "networking.k8s.io/v1"),
+    ("ClusterNetworkPolicy", cluster_policy::VERSIONS[0]),
+];
 
 /// Kinds of `networking.k8s.io` that have nothing to do with policy.
 const BESIDE: &[&str] = &["Ingress", "IngressClass", "IPAddress", "ServiceCIDR"];
+
+/// Kinds of the core group that sound like one that is read.
+const ALIKE: &[&str] = &["Endpoints", "EndpointsList"];
 
 /// A kind that bears on policy and is not read.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,19 +38,12 @@ impl NotEnforced {
     const fn policy(group: &'static str, kind: &'static str, name: &'static str) -> Self {
         Self { group, kind, name, severity: Severity::Error }
     }
-
-    /// Services only add questions that can be asked.
-    const fn service(group: &'static str, kind: &'static str) -> Self {
-        Self { group, kind, name: kind, severity: Severity::Note }
-    }
 }
 
-static NOT_ENFORCED: [NotEnforced; 11] = [
-    NotEnforced::service("", "Service"),
-    NotEnforced::service("discovery.k8s.io", "EndpointSlice"),
-    NotEnforced::policy("policy.networking.k8s.io", "ClusterNetworkPolicy", "ClusterNetworkPolicy"),
+static NOT_ENFORCED: [NotEnforced; 9] = [
     NotEnforced::policy("policy.networking.k8s.io", "AdminNetworkPolicy", "AdminNetworkPolicy"),
     NotEnforced::policy("policy.networking.k8s.io", "BaselineAdminNetworkPolicy", "BaselineAdminNetworkPolicy"),
+    NotEnforced::policy("networking.k8s.aws", "ClusterNetworkPolicy", "AWS ClusterNetworkPolicy"),
     NotEnforced::policy("cilium.io", "CiliumNetworkPolicy", "CiliumNetworkPolicy"),
     NotEnforced::policy("cilium.io", "CiliumClusterwideNetworkPolicy", "CiliumClusterwideNetworkPolicy"),
     NotEnforced::policy("projectcalico.org", "NetworkPolicy", "Calico NetworkPolicy"),
@@ -59,18 +64,18 @@ pub(super) fn is_list_of_ours(kind: &str) -> bool {
 
 /// Why a kind that is not read may have been meant as one that is: the field to blame and the problem.
 ///
-/// A group with a dot in its name, other than those of network policy, is somebody else's, and so are its kinds; but a
-/// NetworkPolicy of any group is worth a word.
+/// A group with a dot in its name, other than those that are read, is somebody else's, and so are its kinds; but a
+/// NetworkPolicy or ClusterNetworkPolicy of any group is worth a word.
 pub(super) fn doubt(kind: &str, group: Option<&str>, has_items: bool) -> Option<(&'static str, String)> {
     let group = group.unwrap_or_default();
     let is_policy_group = matches!(group, "networking.k8s.io" | "policy.networking.k8s.io");
     let is_foreign = group.contains('.') && !is_policy_group;
     if let Some((kind, version)) = READ.iter().find(|(read, _)| *read == kind) {
-        let is_meant = !is_foreign || *kind == "NetworkPolicy";
+        let is_meant = !is_foreign || kind.ends_with("NetworkPolicy");
         return is_meant
             .then(|| ("apiVersion", format!("{kind} of the group `{group}` is not read, expected {version}")));
     }
-    if is_foreign || is_list_of_ours(kind) || (is_policy_group && BESIDE.contains(&kind)) {
+    if is_foreign || is_list_of_ours(kind) || ALIKE.contains(&kind) || (is_policy_group && BESIDE.contains(&kind)) {
         return None;
     }
     let ours = READ.iter().map(|(read, _)| *read);

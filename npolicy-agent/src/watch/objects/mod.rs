@@ -4,6 +4,7 @@
 //! for everything that is not as the API server would have it.
 
 mod cluster;
+mod cluster_policy;
 mod cursor;
 mod kinds;
 mod metadata;
@@ -11,6 +12,7 @@ mod net;
 mod pod;
 mod policy;
 mod selector;
+mod service;
 mod tree;
 
 #[cfg(test)]
@@ -21,17 +23,20 @@ use std::sync::Arc;
 
 use cursor::{At, Harm, Report, nearest};
 pub use kinds::NotEnforced;
+pub use service::{Backing, BackingPort, Target};
 pub use tree::{Entry, Tree, Value};
 
-use crate::model::{Diagnostic, Object, PolicyKey};
+use crate::model::{Diagnostic, Object, ObjectKey, ServiceKey, Severity};
 
 /// What became of a document.
 #[derive(Default)]
 pub struct Reading {
     /// Objects, each with its line.
     pub objects: Vec<(Object, u32)>,
-    /// Policies that are there, but nobody can say whom they select; each with its line.
-    pub unreadable: Vec<(PolicyKey, u32)>,
+    /// Policies that are there, but nobody can say to whom or when they apply; each with its line.
+    pub unreadable: Vec<(ObjectKey, u32)>,
+    /// What each Service among the objects says of the pods behind it; `None`: nothing.
+    pub backings: Vec<(ServiceKey, Option<Backing>)>,
     /// Objects that bear on policy and are not read, each with its line.
     pub not_enforced: Vec<(&'static NotEnforced, u32)>,
     /// What was found on the way.
@@ -46,7 +51,14 @@ pub fn read_document(tree: &Tree, file: Option<&Arc<Path>>) -> Reading {
     reading
 }
 
-fn read_any(at: &At<'_>, listed: Option<&str>, file: Option<&Arc<Path>>, reading: &mut Reading) {
+/// What the items of a list are if they do not say it themselves.
+#[derive(Clone, Copy)]
+struct Listed<'a> {
+    kind: &'a str,
+    version: Option<&'a str>,
+}
+
+fn read_any(at: &At<'_>, listed: Option<Listed<'_>>, file: Option<&Arc<Path>>, reading: &mut Reading) {
     let mut report = Report { file, object: None, found: &mut reading.diagnostics };
     const IGNORED: Harm = Harm::whole("the document is ignored");
     let Some(entries) = at.entries() else {
@@ -54,7 +66,7 @@ fn read_any(at: &At<'_>, listed: Option<&str>, file: Option<&Arc<Path>>, reading
         return;
     };
     let kind = at.get("kind");
-    let Some(kind) = kind.as_ref().and_then(At::text).or(listed) else {
+    let Some(kind) = kind.as_ref().and_then(At::text).or(listed.map(|listed| listed.kind)) else {
         let typed = entries.iter().find(|entry| nearest(&entry.key, &["kind"]).is_some());
         match typed {
             Some(entry) if entry.key != "kind" => {
@@ -65,13 +77,13 @@ fn read_any(at: &At<'_>, listed: Option<&str>, file: Option<&Arc<Path>>, reading
         return;
     };
     let version = at.get("apiVersion");
-    let version = version.as_ref().and_then(At::text);
+    let version = version.as_ref().and_then(At::text).or(listed.and_then(|listed| listed.version));
     if let (Some(item_kind), Some(items)) = (kind.strip_suffix("List"), at.get("items")) {
         let Some(items) = items.items() else {
             report.broken(&items, IGNORED, format!("must be a list, not {}", items.value()));
             return;
         };
-        let listed = if item_kind.is_empty() { None } else { Some(item_kind) };
+        let listed = if item_kind.is_empty() { None } else { Some(Listed { kind: item_kind, version }) };
         for item in items {
             // Each item is an object of its own: its fields are named from its own top.
             read_any(&item.as_root(), listed, file, reading);
@@ -88,20 +100,34 @@ fn read_any(at: &At<'_>, listed: Option<&str>, file: Option<&Arc<Path>>, reading
         "Pod" if is_core => pod::read_pod(at, &mut report).map(Object::Pod),
         "Namespace" if is_core => cluster::read_namespace(at, &mut report).map(Object::Namespace),
         "Node" if is_core => cluster::read_node(at, &mut report).map(Object::Node),
+        "Service" if is_core => service::read_service(at, &mut report).map(|(service, backing)| {
+            reading.backings.push((service.key.clone(), backing));
+            Object::Service(service)
+        }),
+        "EndpointSlice" if matches!(group, None | Some("discovery.k8s.io")) => {
+            let slice = service::read_slice(at, &mut report);
+            expect_version(at, "EndpointSlice", &[service::SLICE_VERSION], &mut report);
+            slice.map(Object::EndpointSlice)
+        }
+        "ClusterNetworkPolicy" if matches!(group, None | Some(cluster_policy::GROUP | "")) => {
+            let outcome = cluster_policy::read_cluster_policy(at, &mut report);
+            expect_version(at, "ClusterNetworkPolicy", &cluster_policy::VERSIONS, &mut report);
+            match outcome {
+                cluster_policy::Reading::Policy(policy) => Some(Object::ClusterPolicy(policy)),
+                cluster_policy::Reading::Unreadable(name) => {
+                    reading.unreadable.push((ObjectKey::ClusterPolicy(name), at.line()));
+                    None
+                }
+                cluster_policy::Reading::Nameless => None,
+            }
+        }
         "NetworkPolicy" if matches!(group, None | Some("networking.k8s.io" | "extensions" | "")) => {
             let outcome = policy::read_policy(at, &mut report);
-            if let Some(found) = at.get("apiVersion").filter(|_| version != Some("networking.k8s.io/v1")) {
-                let problem = format!("expected \"networking.k8s.io/v1\", not {}", found.value());
-                report.broken(
-                    &found,
-                    Harm::part("the object is read as a NetworkPolicy of networking.k8s.io/v1"),
-                    problem,
-                );
-            }
+            expect_version(at, "NetworkPolicy", &["networking.k8s.io/v1"], &mut report);
             match outcome {
                 policy::Reading::Policy(policy) => Some(Object::Policy(policy)),
                 policy::Reading::Unreadable(key) => {
-                    reading.unreadable.push((key, at.line()));
+                    reading.unreadable.push((ObjectKey::Policy(key), at.line()));
                     None
                 }
                 policy::Reading::Nameless => None,
@@ -117,4 +143,21 @@ fn read_any(at: &At<'_>, listed: Option<&str>, file: Option<&Arc<Path>>, reading
         }
     };
     reading.objects.extend(object.map(|object| (object, at.line())));
+}
+
+/// Names another version than those that are read, the newest first. The object is read all the same: what differs in it
+/// is an unknown field or value there.
+fn expect_version(at: &At<'_>, kind: &str, known: &[&str], report: &mut Report<'_>) {
+    let Some(found) = at.get("apiVersion").filter(|found| found.text().is_none_or(|found| !known.contains(&found)))
+    else {
+        return;
+    };
+    let expected: Vec<_> = known.iter().map(|version| format!("{version:?}")).collect();
+    let message = format!(
+        "expected {}, not {}; the object is read as a {kind} of {}",
+        expected.join(" or "),
+        found.value(),
+        known[0]
+    );
+    report.say(Severity::Warning, &found, message);
 }

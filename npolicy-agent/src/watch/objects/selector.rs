@@ -8,11 +8,33 @@ use crate::model::{Condition, Requirement, Selector, Values};
 
 const OPERATORS: &[&str] = &["In", "NotIn", "Exists", "DoesNotExist"];
 
-/// Reads a selector.
+/// What the API server makes of a null that stands for a label's value.
+#[derive(Clone, Copy)]
+enum NullValue {
+    /// Empty text, in the kinds of Kubernetes itself.
+    Empty,
+    /// Nothing at all, in custom kinds: it would take the label out, or refuse the object. It is broken here, since
+    /// without the label a selector matches more.
+    Broken,
+}
+
+/// Reads a selector of a kind of Kubernetes itself.
 ///
 /// # Errors
 /// The first problem; each was reported.
 pub(super) fn read_selector(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> Result<Selector, Arc<str>> {
+    read(at, NullValue::Empty, harm, report)
+}
+
+/// Reads a selector of a custom kind.
+///
+/// # Errors
+/// The first problem; each was reported.
+pub(super) fn read_custom_selector(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> Result<Selector, Arc<str>> {
+    read(at, NullValue::Broken, harm, report)
+}
+
+fn read(at: &At<'_>, null: NullValue, harm: Harm, report: &mut Report<'_>) -> Result<Selector, Arc<str>> {
     if at.entries().is_none() {
         return Err(report.broken(at, harm, format!("must be a map, not {}", at.value())));
     }
@@ -24,7 +46,7 @@ pub(super) fn read_selector(at: &At<'_>, harm: Harm, report: &mut Report<'_>) ->
         };
         for entry in entries {
             let at = labels.field(entry);
-            let value = check_key(&entry.key).and_then(|()| read_value(at.value()));
+            let value = check_key(&entry.key).and_then(|()| read_value(at.value(), null));
             match value {
                 Ok(value) => requirements
                     .push(Requirement { key: (&*entry.key).into(), condition: Condition::In(Values::one(value)) }),
@@ -39,7 +61,7 @@ pub(super) fn read_selector(at: &At<'_>, harm: Harm, report: &mut Report<'_>) ->
             return Err(report.broken(&expressions, harm, format!("must be a list, not {}", expressions.value())));
         };
         for item in items {
-            match read_expression(&item, harm, report) {
+            match read_expression(&item, null, harm, report) {
                 Ok(requirement) => requirements.push(requirement),
                 Err(problem) => {
                     first.get_or_insert(problem);
@@ -50,7 +72,7 @@ pub(super) fn read_selector(at: &At<'_>, harm: Harm, report: &mut Report<'_>) ->
     first.map_or(Ok(Selector::all(requirements)), Err)
 }
 
-fn read_expression(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> Result<Requirement, Arc<str>> {
+fn read_expression(at: &At<'_>, null: NullValue, harm: Harm, report: &mut Report<'_>) -> Result<Requirement, Arc<str>> {
     if at.entries().is_none() {
         return Err(report.broken(at, harm, format!("must be a map, not {}", at.value())));
     }
@@ -72,7 +94,7 @@ fn read_expression(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> Result<R
             return Err(report.broken(&list, harm, format!("must be a list, not {}", list.value())));
         };
         for item in items {
-            values.push(read_value(item.value()).map_err(|problem| report.broken(&item, harm, problem))?);
+            values.push(read_value(item.value(), null).map_err(|problem| report.broken(&item, harm, problem))?);
         }
     }
     let has_values = !values.is_empty();
@@ -98,15 +120,14 @@ fn read_expression(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> Result<R
     Ok(Requirement { key: name.into(), condition })
 }
 
-/// Reads a label value; the API reads null as empty text.
-fn read_value(value: &Value) -> Result<Arc<str>, String> {
-    match value {
-        Value::Null => Ok("".into()),
-        Value::Text(text) if text.is_empty() || is_name(text) => Ok((&**text).into()),
-        Value::Text(text) => Err(format!(
+fn read_value(value: &Value, null: NullValue) -> Result<Arc<str>, String> {
+    match (value, null) {
+        (Value::Null, NullValue::Empty) => Ok("".into()),
+        (Value::Text(text), _) if text.is_empty() || is_name(text) => Ok((&**text).into()),
+        (Value::Text(text), _) => Err(format!(
             "{text:?} is not a label value: at most 63 of A-Z a-z 0-9 - _ . with a letter or digit at both ends"
         )),
-        other => Err(format!("a label's value must be text, not {other} (quote it)")),
+        (other, _) => Err(format!("a label's value must be text, not {other} (quote it)")),
     }
 }
 
