@@ -132,7 +132,7 @@ pub enum Unanswerable {
     #[error("{0} and {1} have no address family in common")]
     NoCommonFamily(End, End),
     /// The answer depends on whether an address that nobody knows is in a block of some policy.
-    #[error("{0} has no address, and the answer depends on an ipBlock: give it one in its status")]
+    #[error("{0} has no address, and the answer depends on blocks of addresses in policies: give it one in its status")]
     AddressDecides(End),
 }
 
