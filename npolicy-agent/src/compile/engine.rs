@@ -94,3 +94,6 @@ fn because(state: &ClusterState, question: &Question, step: Step<'_>) -> Judgeme
     );
     Judgement { direction, subject: subject.key.clone(), seen, verdict, explanation }
 }
+
+#[cfg(test)]
+mod tests;
