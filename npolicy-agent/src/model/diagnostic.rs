@@ -7,11 +7,12 @@ use std::sync::Arc;
 /// How much a finding means.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub enum Severity {
-    /// Nothing is wrong with the object; npolicy does not read it yet.
+    /// Nothing is wrong with the object, but it is worth knowing how it is read.
     Note,
-    /// Part of an object is read as matching nothing. What is enforced is certain, though likely not what was meant.
+    /// Part of an object is read as matching nothing, or as denying everything. What is enforced is certain, though likely
+    /// not what was meant.
     Warning,
-    /// An object or a document is left out, so an answer may differ from what was meant.
+    /// An object, a document or an address is left out, so an answer may differ from what was meant.
     Error,
 }
 

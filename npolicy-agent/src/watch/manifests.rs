@@ -35,6 +35,8 @@ pub struct ManifestError {
 pub struct Manifests {
     objects: BTreeMap<ObjectKey, (Object, Place)>,
     unreadable: BTreeMap<ObjectKey, Place>,
+    /// Services and EndpointSlices among the objects of which a part could not be read.
+    partial: BTreeSet<ObjectKey>,
     /// What the Services among the objects say of the pods behind them.
     backings: BTreeMap<ServiceKey, Backing>,
     /// Those of the objects that are EndpointSlices which stand in no file.
@@ -151,19 +153,23 @@ impl Manifests {
         gone.chain(changed).collect()
     }
 
-    /// Takes over the last good version of what cannot be read now: of a policy whose subjects nobody can say, and of
-    /// everything missing from a file of which something could not be read. An editing mistake thus opens nothing.
+    /// Takes over the last good version of what cannot be read now: of a policy of which nobody can say to whom or when it
+    /// applies, of a Service or EndpointSlice that can be read in part alone, and of everything missing from a file of which
+    /// something could not be read. An editing mistake thus opens nothing.
     #[must_use]
     pub fn or_last_good(mut self, previous: &Self) -> Self {
-        for (key, (object, place)) in &previous.objects {
-            let is_kept = self.unreadable.contains_key(key) || self.broken_files.contains(&place.file);
-            if !is_kept || self.objects.contains_key(key) || previous.derived.contains(key) {
+        self.forget_derived();
+        for (key, (object, place)) in previous.objects.iter().filter(|(key, _)| !previous.derived.contains(key)) {
+            let is_missing = !self.objects.contains_key(key)
+                && (self.unreadable.contains_key(key) || self.broken_files.contains(&place.file));
+            if !is_missing && !self.partial.contains(key) {
                 continue;
             }
-            if let ObjectKey::Service(service) = key
-                && let Some(backing) = previous.backings.get(service)
-            {
-                self.backings.insert(service.clone(), backing.clone());
+            if let ObjectKey::Service(service) = key {
+                match previous.backings.get(service) {
+                    Some(backing) => self.backings.insert(service.clone(), backing.clone()),
+                    None => self.backings.remove(service),
+                };
             }
             self.diagnostics.push(Diagnostic {
                 place: Some(place.clone()),
@@ -178,13 +184,16 @@ impl Manifests {
         self
     }
 
-    /// Gives backends to each Service that selects pods and has no EndpointSlice. What was derived before goes.
-    fn derive_slices(&mut self) {
+    fn forget_derived(&mut self) {
         for key in std::mem::take(&mut self.derived) {
             self.objects.remove(&key);
         }
         let notes = std::mem::take(&mut self.derived_notes);
         self.diagnostics.retain(|diagnostic| !notes.contains(diagnostic));
+    }
+
+    /// Gives backends to each Service that selects pods and has no EndpointSlice.
+    fn derive_slices(&mut self) {
         let mut given = BTreeSet::new();
         for object in self.objects() {
             if let Object::EndpointSlice(EndpointSlice { key, service: Some(name), .. }) = object {
@@ -246,6 +255,7 @@ impl Manifests {
             for (object, line) in reading.objects {
                 self.add_object(object, Place { file: file.clone(), line });
             }
+            self.partial.extend(reading.partial);
             for (service, backing) in reading.backings {
                 match backing {
                     Some(backing) => self.backings.insert(service, backing),
@@ -265,6 +275,7 @@ impl Manifests {
     fn add_object(&mut self, object: Object, place: Place) {
         let key = object.key();
         self.unreadable.remove(&key);
+        self.partial.remove(&key);
         let name = key.to_string();
         if let Some((_, earlier)) = self.objects.insert(key, (object, place.clone())) {
             self.diagnostics.push(Diagnostic {

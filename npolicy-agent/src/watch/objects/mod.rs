@@ -35,6 +35,8 @@ pub struct Reading {
     pub objects: Vec<(Object, u32)>,
     /// Policies that are there, but nobody can say to whom or when they apply; each with its line.
     pub unreadable: Vec<(ObjectKey, u32)>,
+    /// Services and EndpointSlices among the objects of which a part that bears on verdicts could not be read.
+    pub partial: Vec<ObjectKey>,
     /// What each Service among the objects says of the pods behind it; `None`: nothing.
     pub backings: Vec<(ServiceKey, Option<Backing>)>,
     /// Objects that bear on policy and are not read, each with its line.
@@ -94,6 +96,7 @@ fn read_any(at: &At<'_>, listed: Option<Listed<'_>>, file: Option<&Arc<Path>>, r
         report.broken(at, IGNORED, "`items` is missing");
         return;
     }
+    let known_before = report.found.len();
     let group = version.map(|version| version.split_once('/').map_or("", |(group, _)| group));
     let is_core = group.is_none_or(str::is_empty);
     let object = match kind {
@@ -142,6 +145,11 @@ fn read_any(at: &At<'_>, listed: Option<Listed<'_>>, file: Option<&Arc<Path>>, r
             None
         }
     };
+    if let Some(object @ (Object::Service(_) | Object::EndpointSlice(_))) = &object
+        && report.found[known_before..].iter().any(|found| found.severity >= Severity::Error)
+    {
+        reading.partial.push(object.key());
+    }
     reading.objects.extend(object.map(|object| (object, at.line())));
 }
 
