@@ -37,7 +37,11 @@ pub(super) fn missing_text(service: &ServiceAnswer) -> String {
 
 /// Where a rule may have been written for the Service's port: that it is not what policies see. Begins with a semicolon.
 pub(super) fn port_hint(service: &ServiceAnswer, backend: &BackendAnswer) -> String {
-    let by_miss = |judgement: &Judgement| matches!(judgement.explanation.decision, Decision::Denied(_));
+    let by_miss = |judgement: &Judgement| match &judgement.explanation.decision {
+        Decision::Denied(miss) => miss.misses_ports,
+        Decision::NotGoverned | Decision::NotDecided | Decision::OwnNode | Decision::Itself => false,
+        Decision::Accepted(_) | Decision::TierAccepted(_) | Decision::TierDenied(_) => false,
+    };
     match service.asked.port() {
         Some((protocol, port)) if port != backend.backend.port && backend.judgements.iter().any(by_miss) => {
             format!("; policies see the backend's port {}/{protocol}, not the Service's", backend.backend.port)

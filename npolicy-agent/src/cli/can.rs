@@ -223,7 +223,8 @@ fn print_steps(out: &mut impl Write, judgements: &[Judgement], indent: &str) -> 
             Verdict::Deny => super::style::denied("denies"),
         };
         let (subject, seen) = (&judgement.subject, seen_text(&judgement.seen));
-        writeln!(out, "{indent}{direction} of {subject}{seen} {verdict}: {}", decision_text(judgement))?;
+        let comma = if seen.is_empty() { "" } else { "," };
+        writeln!(out, "{indent}{direction} of {subject}{seen}{comma} {verdict}: {}", decision_text(judgement))?;
         let isolates = match judgement.explanation.decision {
             Decision::TierAccepted(_) | Decision::TierDenied(_) => false,
             Decision::NotGoverned | Decision::NotDecided | Decision::OwnNode | Decision::Itself => true,

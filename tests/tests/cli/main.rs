@@ -1,5 +1,7 @@
 //! The commands that answer questions, as people and scripts use them.
 
+mod tiers_and_services;
+
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -410,6 +412,11 @@ fn what_a_command_line_cannot_ask_is_said_with_what_it_could() {
         (ask("shop/nope", "80/tcp"), "there is no pod shop/nope; shop has db, web"),
         (ask("nope/web", "80/tcp"), "there is no pod nope/web"),
         (vec!["matrix", "-f", ".", "--port", "80/tcp", "-n", "nope"], "there is no pod in namespace nope"),
+        (ask("svc:shop", "80/tcp"), "--to: \"svc:shop\" is no Service, expected svc:NAMESPACE/NAME"),
+        (ask("svc:shop/nope", "80/tcp"), "there is no Service shop/nope"),
+        (vec!["matrix", "-f", ".", "--port", "80/tcp", "--to", "svc:a/b"], "--to: there is no Service a/b"),
+        (vec!["matrix", "-f", ".", "--port", "80/tcp", "--to", "shop/nope"], "--to: there is no pod shop/nope"),
+        (vec!["matrix", "-f", ".", "--port", "80/tcp", "--to", "node:n9"], "--to: there is no node n9"),
         (vec!["matrix", "-f", "empty", "--port", "80/tcp"], "empty holds no .yaml, .yml or .json file"),
     ] {
         let folder = folder(&[("shop.yaml", SHOP)]);
