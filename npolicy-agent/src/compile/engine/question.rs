@@ -107,7 +107,10 @@ pub enum Unanswerable {
     #[error("svc:{0} can only be a destination: ask from its pods")]
     ServiceAsSource(ServiceKey),
     /// The Service has no address of its own: it is headless or an `ExternalName`, or no cluster gave it one.
-    #[error("Service {service} has no cluster address: ask about {}", ask_instead(backends))]
+    #[error(
+        "Service {service} has no cluster address (it is headless, or was given none): ask about {}",
+        ask_instead(backends)
+    )]
     NoClusterAddress {
         /// The Service.
         service: ServiceKey,
