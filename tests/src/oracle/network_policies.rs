@@ -147,7 +147,15 @@ fn rules(spec: &Value, direction: &str, peers: &str) -> Vec<Rule> {
     items(spec, direction).unwrap_or(&[]).iter().map(|item| rule(item, peers)).collect()
 }
 
+/// Null stands for an empty object, as an API server reads it; anything else that is no object matches nothing.
+fn is_readable(value: &Value) -> bool {
+    value.is_object() || value.is_null()
+}
+
 fn rule(rule: &Value, peers: &str) -> Rule {
+    if !is_readable(rule) {
+        return Rule { peers: Some(Vec::new()), ports: None };
+    }
     let restriction = |name: &str| match items(rule, name) {
         Ok([]) => None,
         Ok(items) => Some(items.to_vec()),
@@ -181,6 +189,9 @@ fn addresses(value: &Value) -> Option<Peer> {
 }
 
 fn port(entry: &Value) -> Port {
+    if !is_readable(entry) {
+        return Port::Nothing;
+    }
     let Some(protocol) = protocol(entry) else { return Port::Nothing };
     match (field(entry, "port"), field(entry, "endPort")) {
         (None, None) => Port::All { protocol },
