@@ -172,7 +172,7 @@ fn what_no_api_server_would_store_matches_nothing_and_still_isolates() {
         "{namespaceSelector: {matchExpressions: [{key: a, operator: NotIn}]}}",
         "{namespaceSelector: {matchExpressions: [{key: team, operator: Exists, values: [b]}]}}",
         "{namespaceSelector: {matchExpressions: [{key: '-', operator: DoesNotExist}]}}",
-        "{namespaceSelector: {matchExpressions: [{key: x, operator: DoesNotExist, values: [y]}]}}",
+        "{namespaceSelector: {matchExpressions: [{key: x, operator: DoesNotExist, values: [b]}]}}",
         "{namespaceSelector: {matchExpressions: [{operator: DoesNotExist}]}}",
         "{namespaceSelector: [], podSelector: {}}",
         "everybody",
