@@ -110,6 +110,10 @@ impl NetworkPolicy {
                 };
                 namespace_matches && pods.as_ref().is_none_or(|selector| selector.matches(&pod.labels))
             }
+            // An address that nobody knows is in a block for certain if every address is.
+            Peer::Addresses { block, except } if let Endpoint::SomeNode { is_ipv4 } = peer => {
+                block.is_everything(*is_ipv4) && except.is_empty()
+            }
             Peer::Addresses { block, except } => peer.comparable_address().is_some_and(|address| {
                 block.contains(address) && !except.iter().any(|excepted| excepted.contains(address))
             }),

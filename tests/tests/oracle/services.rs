@@ -198,7 +198,7 @@ fn what_hangs_on_masquerading_is_judged_strictly() {
     );
     let local = service("app", "externalTrafficPolicy: Local", &[("10.0.0.1", "n1", 8080)]) + &policy("");
     check(&local, &["node:n1 node:n1 TCP/30080"], &["node:n1 node:n2 TCP/30080"]);
-    // Where no address of the node is known, only rules without peers will do.
+    // Where no address of the node is known, a rule must be about every address.
     let six = "
 {kind: Service, metadata: {name: s, namespace: app}, spec: {clusterIP: 'fd96::1', externalIPs: ['2001:db8::1'], ports: [{port: 80}]}}
 ---
@@ -210,11 +210,15 @@ ports: [{port: 8080}]
 ---
 ";
     const OUTER: &str = "app/b ip:2001:db8::1 TCP/80";
-    check(
-        &(six.to_owned() + &from("{podSelector: {}}, {ipBlock: {cidr: '::/0'}}")),
-        &["app/b svc:app/s TCP/80"],
-        &[OUTER],
-    );
+    for more in [
+        "{ipBlock: {cidr: 'fd01::/16'}}",
+        "{ipBlock: {cidr: '::/0', except: ['fd99::/16']}}",
+        "{ipBlock: {cidr: 0.0.0.0/0}}",
+    ] {
+        let peers = format!("{{podSelector: {{}}}}, {more}");
+        check(&(six.to_owned() + &from(&peers)), &["app/b svc:app/s TCP/80"], &[OUTER]);
+    }
+    check(&(six.to_owned() + &from("{ipBlock: {cidr: '::/0'}}")), &[OUTER], &[]);
     check(&(six.to_owned() + &policy("ingress: [{}]")), &[OUTER], &[]);
 }
 
