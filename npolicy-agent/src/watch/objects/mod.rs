@@ -162,7 +162,7 @@ fn expect_version(at: &At<'_>, kind: &str, known: &[&str], report: &mut Report<'
     };
     let expected: Vec<_> = known.iter().map(|version| format!("{version:?}")).collect();
     let message = format!(
-        "expected {}, not {}; the object is read as a {kind} of {}",
+        "expected {}, not {}; the object is read as {kind} of {}",
         expected.join(" or "),
         found.value(),
         known[0]
