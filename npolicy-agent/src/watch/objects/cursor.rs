@@ -176,10 +176,15 @@ pub(super) fn unknown_field(key: &str, known: &[&str]) -> String {
 
 /// The known word that was likely meant: at most a third of its letters are wrong.
 pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+    let wrong_at_most = |candidate: &str| (candidate.len() / 3).max(1);
+    let word = word.to_lowercase();
+    let length = word.chars().count();
     known
         .iter()
-        .map(|&candidate| (distance(&word.to_lowercase(), &candidate.to_lowercase()), candidate))
-        .filter(|&(distance, candidate)| distance <= (candidate.len() / 3).max(1))
+        // A word of another length is as far away as that, however long somebody made it.
+        .filter(|candidate| length.abs_diff(candidate.len()) <= wrong_at_most(candidate))
+        .map(|&candidate| (distance(&word, &candidate.to_lowercase()), candidate))
+        .filter(|&(distance, candidate)| distance <= wrong_at_most(candidate))
         .min_by_key(|&(distance, _)| distance)
         .map(|(_, candidate)| candidate)
 }

@@ -124,8 +124,7 @@ pub(super) fn read_service(object: &At<'_>, report: &mut Report<'_>) -> Option<(
         report.broken(object, ADDRESS_LEFT_OUT, "`spec` is missing");
         return Some((service, None));
     };
-    if spec.entries().is_none() {
-        report.broken(&spec, ADDRESS_LEFT_OUT, format!("must be a map, not {}", spec.value()));
+    if !is_map(&spec, ADDRESS_LEFT_OUT, report) {
         return Some((service, None));
     }
     unknown_fields(&spec, SPEC, SPEC_READ, report);
@@ -196,8 +195,7 @@ fn read_traffic_policy(spec: &At<'_>, key: &str, report: &mut Report<'_>) -> Tra
 }
 
 fn read_port(at: &At<'_>, kind: ServiceType, report: &mut Report<'_>) -> Option<ServicePort> {
-    if at.entries().is_none() {
-        report.broken(at, PORT_LEFT_OUT, format!("must be a map, not {}", at.value()));
+    if !is_map(at, PORT_LEFT_OUT, report) {
         return None;
     }
     unknown_fields(at, PORT, PORT, report);
@@ -274,13 +272,17 @@ fn read_cluster_addresses(spec: &At<'_>, addresses: &mut Vec<IpAddr>, report: &m
 
 /// `status.loadBalancer.ingress[].ip`, except where the balancer is a proxy: it makes connections of its own.
 fn read_status(at: &At<'_>, addresses: &mut Vec<IpAddr>, report: &mut Report<'_>) {
+    if !is_map(at, ADDRESS_LEFT_OUT, report) {
+        return;
+    }
     unknown_fields(at, &["loadBalancer", "conditions"], &["loadBalancer"], report);
-    let Some(balancer) = at.get("loadBalancer") else { return };
+    let Some(balancer) = at.get("loadBalancer").filter(|balancer| is_map(balancer, ADDRESS_LEFT_OUT, report)) else {
+        return;
+    };
     unknown_fields(&balancer, &["ingress"], &["ingress"], report);
     let Some(ingress) = balancer.get("ingress") else { return };
     for item in list(&ingress, ADDRESS_LEFT_OUT, report) {
-        if item.entries().is_none() {
-            report.broken(&item, ADDRESS_LEFT_OUT, format!("must be a map, not {}", item.value()));
+        if !is_map(&item, ADDRESS_LEFT_OUT, report) {
             continue;
         }
         unknown_fields(&item, INGRESS, &["ip", "ipMode"], report);
@@ -338,9 +340,19 @@ fn read_selector(at: &At<'_>, report: &mut Report<'_>) -> Option<Selector> {
 
 /// Reads a slice. `None`: it has no name, and this was reported.
 pub(super) fn read_slice(object: &At<'_>, report: &mut Report<'_>) -> Option<EndpointSlice> {
+    let known_before = report.found.len();
     let metadata = read_metadata(object, "EndpointSlice", Scope::Namespaced, report)?;
-    unknown_fields(object, SLICE, SLICE, report);
     let service = metadata.labels.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty()).map(Arc::from);
+    if service.is_none() && report.found.len() > known_before {
+        const NOBODYS: Harm = Harm::whole("its endpoints are no Service's");
+        let at = object.get("metadata");
+        report.broken(
+            at.as_ref().unwrap_or(object),
+            NOBODYS,
+            format!("no label `{SERVICE_NAME_LABEL}` that can be read"),
+        );
+    }
+    unknown_fields(object, SLICE, SLICE, report);
     let mut slice = EndpointSlice {
         key: SliceKey { namespace: metadata.namespace, name: metadata.name },
         service,
@@ -396,8 +408,7 @@ fn read_address_type(object: &At<'_>, report: &mut Report<'_>) -> AddressType {
 
 /// Reads a port of a slice. One without a number is a port of no Service with addresses.
 fn read_slice_port(at: &At<'_>, report: &mut Report<'_>) -> Option<SlicePort> {
-    if at.entries().is_none() {
-        report.broken(at, SLICE_PORT_LEFT_OUT, format!("must be a map, not {}", at.value()));
+    if !is_map(at, SLICE_PORT_LEFT_OUT, report) {
         return None;
     }
     unknown_fields(at, SLICE_PORT, SLICE_PORT, report);
@@ -410,8 +421,7 @@ fn read_slice_port(at: &At<'_>, report: &mut Report<'_>) -> Option<SlicePort> {
 /// Reads an endpoint, ready or not. An address of another family than the slice's is one that no slice has; it counts,
 /// since more backends deny more.
 fn read_endpoint(at: &At<'_>, addresses: AddressType, report: &mut Report<'_>) -> Option<Endpoint> {
-    if at.entries().is_none() {
-        report.broken(at, ENDPOINT_LEFT_OUT, format!("must be a map, not {}", at.value()));
+    if !is_map(at, ENDPOINT_LEFT_OUT, report) {
         return None;
     }
     unknown_fields(at, ENDPOINT, &["addresses", "nodeName"], report);
@@ -476,6 +486,15 @@ fn read_number(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> Option<u16> 
     };
     report.broken(at, harm, problem);
     None
+}
+
+/// Whether it is a map; a finding if not.
+fn is_map(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> bool {
+    let is_map = at.entries().is_some();
+    if !is_map {
+        report.broken(at, harm, format!("must be a map, not {}", at.value()));
+    }
+    is_map
 }
 
 /// The items of a list; none, and a finding, if it is not one.

@@ -8,6 +8,7 @@ use npolicy_common::Direction;
 use super::*;
 
 mod cluster_policy;
+mod mistakes;
 mod service;
 
 use crate::model::{
