@@ -13,6 +13,7 @@ mod pod;
 mod policy;
 mod selector;
 mod service;
+mod slice;
 mod tree;
 
 #[cfg(test)]
@@ -112,8 +113,8 @@ fn read_any(at: &At<'_>, listed: Option<Listed<'_>>, file: Option<&Arc<Path>>, r
             })
         }
         "EndpointSlice" if matches!(group, None | Some("discovery.k8s.io")) => {
-            let slice = service::read_slice(at, &mut report);
-            expect_version(at, "EndpointSlice", &[service::SLICE_VERSION], &mut report);
+            let slice = slice::read_slice(at, &mut report);
+            expect_version(at, "EndpointSlice", &[slice::VERSION], &mut report);
             slice.map(Object::EndpointSlice)
         }
         "ClusterNetworkPolicy" if matches!(group, None | Some(cluster_policy::GROUP | "")) => {
