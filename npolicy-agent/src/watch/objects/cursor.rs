@@ -149,6 +149,26 @@ impl Report<'_> {
         problem
     }
 
+    /// Whether it is a map; adds a finding if not.
+    pub(super) fn expect_map(&mut self, at: &At<'_>, harm: Harm) -> bool {
+        let is_map = at.entries().is_some();
+        if !is_map {
+            self.broken(at, harm, format!("must be a map, not {}", at.value()));
+        }
+        is_map
+    }
+
+    /// The items of a list; none, and a finding, if it is not one.
+    pub(super) fn expect_list<'b>(&mut self, at: &'b At<'_>, harm: Harm) -> Vec<At<'b>> {
+        match at.items() {
+            Some(items) => items.collect(),
+            None => {
+                self.broken(at, harm, format!("must be a list, not {}", at.value()));
+                Vec::new()
+            }
+        }
+    }
+
     /// Names each field that the API does not know; returns the first problem.
     pub(super) fn unknown_fields(&mut self, at: &At<'_>, known: &[&str], harm: Harm) -> Option<Arc<str>> {
         let mut first = None;

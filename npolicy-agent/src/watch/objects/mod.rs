@@ -104,14 +104,10 @@ fn read_any(at: &At<'_>, listed: Option<Listed<'_>>, file: Option<&Arc<Path>>, r
         "Pod" if is_core => pod::read_pod(at, &mut report).map(Object::Pod),
         "Namespace" if is_core => cluster::read_namespace(at, &mut report).map(Object::Namespace),
         "Node" if is_core => cluster::read_node(at, &mut report).map(Object::Node),
-        "Service" if is_core => {
-            let service = service::read_service(at, &mut report);
-            expect_version(at, "Service", &["v1"], &mut report);
-            service.map(|(service, backing)| {
-                reading.backings.push((service.key.clone(), backing));
-                Object::Service(service)
-            })
-        }
+        "Service" if is_core => service::read_service(at, &mut report).map(|(service, backing)| {
+            reading.backings.push((service.key.clone(), backing));
+            Object::Service(service)
+        }),
         "EndpointSlice" if matches!(group, None | Some("discovery.k8s.io")) => {
             let slice = slice::read_slice(at, &mut report);
             expect_version(at, "EndpointSlice", &[slice::VERSION], &mut report);
@@ -150,6 +146,9 @@ fn read_any(at: &At<'_>, listed: Option<Listed<'_>>, file: Option<&Arc<Path>>, r
             None
         }
     };
+    if is_core && matches!(kind, "Pod" | "Namespace" | "Node" | "Service") {
+        expect_version(at, kind, &["v1"], &mut report);
+    }
     if let Some(object @ (Object::Service(_) | Object::EndpointSlice(_))) = &object
         && report.found[known_before..].iter().any(|found| found.severity >= Severity::Error)
     {

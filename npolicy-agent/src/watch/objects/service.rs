@@ -110,7 +110,7 @@ pub(super) fn read_service(object: &At<'_>, report: &mut Report<'_>) -> Option<(
         report.broken(object, ADDRESS_LEFT_OUT, "`spec` is missing");
         return Some((service, None));
     };
-    if !is_map(&spec, ADDRESS_LEFT_OUT, report) {
+    if !report.expect_map(&spec, ADDRESS_LEFT_OUT) {
         return Some((service, None));
     }
     unknown_fields(&spec, SPEC, SPEC_READ, report);
@@ -123,7 +123,7 @@ pub(super) fn read_service(object: &At<'_>, report: &mut Report<'_>) -> Option<(
     service.external_policy = read_traffic_policy(&spec, "externalTrafficPolicy", report);
     let mut targets = Vec::new();
     if let Some(ports) = spec.get("ports") {
-        for item in list(&ports, PORT_LEFT_OUT, report) {
+        for item in report.expect_list(&ports, PORT_LEFT_OUT) {
             let Some(port) = read_port(&item, kind, report) else { continue };
             let target = read_target(&item, port.port, report);
             targets.extend(target.map(|target| BackingPort {
@@ -140,7 +140,7 @@ pub(super) fn read_service(object: &At<'_>, report: &mut Report<'_>) -> Option<(
         return Some((service, None));
     }
     if let Some(addresses) = spec.get("externalIPs") {
-        for item in list(&addresses, ADDRESS_LEFT_OUT, report) {
+        for item in report.expect_list(&addresses, ADDRESS_LEFT_OUT) {
             add_address(&item, &mut service.external_addresses, report);
         }
     }
@@ -181,7 +181,7 @@ fn read_traffic_policy(spec: &At<'_>, key: &str, report: &mut Report<'_>) -> Tra
 }
 
 fn read_port(at: &At<'_>, kind: ServiceType, report: &mut Report<'_>) -> Option<ServicePort> {
-    if !is_map(at, PORT_LEFT_OUT, report) {
+    if !report.expect_map(at, PORT_LEFT_OUT) {
         return None;
     }
     unknown_fields(at, PORT, PORT, report);
@@ -225,7 +225,7 @@ fn read_target(at: &At<'_>, port: u16, report: &mut Report<'_>) -> Option<Target
 fn read_cluster_addresses(spec: &At<'_>, addresses: &mut Vec<IpAddr>, report: &mut Report<'_>) -> bool {
     let mut says_none = None;
     if let Some(at) = spec.get("clusterIPs") {
-        for item in list(&at, ADDRESS_LEFT_OUT, report) {
+        for item in report.expect_list(&at, ADDRESS_LEFT_OUT) {
             match item.text() {
                 Some("None") => says_none = Some("clusterIPs"),
                 _ => add_address(&item, addresses, report),
@@ -258,17 +258,17 @@ fn read_cluster_addresses(spec: &At<'_>, addresses: &mut Vec<IpAddr>, report: &m
 
 /// `status.loadBalancer.ingress[].ip`, except where the balancer is a proxy: it makes connections of its own.
 fn read_status(at: &At<'_>, addresses: &mut Vec<IpAddr>, report: &mut Report<'_>) {
-    if !is_map(at, ADDRESS_LEFT_OUT, report) {
+    if !report.expect_map(at, ADDRESS_LEFT_OUT) {
         return;
     }
     unknown_fields(at, &["loadBalancer", "conditions"], &["loadBalancer"], report);
-    let Some(balancer) = at.get("loadBalancer").filter(|balancer| is_map(balancer, ADDRESS_LEFT_OUT, report)) else {
+    let Some(balancer) = at.get("loadBalancer").filter(|balancer| report.expect_map(balancer, ADDRESS_LEFT_OUT)) else {
         return;
     };
     unknown_fields(&balancer, &["ingress"], &["ingress"], report);
     let Some(ingress) = balancer.get("ingress") else { return };
-    for item in list(&ingress, ADDRESS_LEFT_OUT, report) {
-        if !is_map(&item, ADDRESS_LEFT_OUT, report) {
+    for item in report.expect_list(&ingress, ADDRESS_LEFT_OUT) {
+        if !report.expect_map(&item, ADDRESS_LEFT_OUT) {
             continue;
         }
         unknown_fields(&item, INGRESS, &["ip", "ipMode"], report);
@@ -351,26 +351,6 @@ pub(super) fn read_number(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> O
     };
     report.broken(at, harm, problem);
     None
-}
-
-/// Whether it is a map; a finding if not.
-pub(super) fn is_map(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> bool {
-    let is_map = at.entries().is_some();
-    if !is_map {
-        report.broken(at, harm, format!("must be a map, not {}", at.value()));
-    }
-    is_map
-}
-
-/// The items of a list; none, and a finding, if it is not one.
-pub(super) fn list<'b>(at: &'b At<'_>, harm: Harm, report: &mut Report<'_>) -> Vec<At<'b>> {
-    match at.items() {
-        Some(items) => items.collect(),
-        None => {
-            report.broken(at, harm, format!("must be a list, not {}", at.value()));
-            Vec::new()
-        }
-    }
 }
 
 /// Names each unknown field. One that was likely meant as one that is `read` is an error: what it says is missing.

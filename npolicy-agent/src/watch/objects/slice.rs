@@ -7,7 +7,7 @@ use npolicy_common::Family;
 use super::cursor::{At, Harm, Report};
 use super::metadata::{Scope, read_metadata};
 use super::net::parse_ip;
-use super::service::{SLICE_PORT_LEFT_OUT, is_map, list, read_name, read_number, read_protocol, unknown_fields};
+use super::service::{SLICE_PORT_LEFT_OUT, read_name, read_number, read_protocol, unknown_fields};
 use crate::model::{Endpoint, EndpointSlice, SliceKey, SlicePort, family};
 
 /// `apiVersion` of a slice.
@@ -50,12 +50,12 @@ pub(super) fn read_slice(object: &At<'_>, report: &mut Report<'_>) -> Option<End
         return Some(slice);
     }
     if let Some(ports) = object.get("ports") {
-        for item in list(&ports, SLICE_PORT_LEFT_OUT, report) {
+        for item in report.expect_list(&ports, SLICE_PORT_LEFT_OUT) {
             slice.ports.extend(read_slice_port(&item, report));
         }
     }
     if let Some(endpoints) = object.get("endpoints") {
-        for item in list(&endpoints, ENDPOINT_LEFT_OUT, report) {
+        for item in report.expect_list(&endpoints, ENDPOINT_LEFT_OUT) {
             slice.endpoints.extend(read_endpoint(&item, addresses, report));
         }
     }
@@ -93,7 +93,7 @@ fn read_address_type(object: &At<'_>, report: &mut Report<'_>) -> AddressType {
 
 /// Reads a port of a slice. One without a number is a port of no Service with addresses.
 fn read_slice_port(at: &At<'_>, report: &mut Report<'_>) -> Option<SlicePort> {
-    if !is_map(at, SLICE_PORT_LEFT_OUT, report) {
+    if !report.expect_map(at, SLICE_PORT_LEFT_OUT) {
         return None;
     }
     unknown_fields(at, SLICE_PORT, SLICE_PORT, report);
@@ -106,7 +106,7 @@ fn read_slice_port(at: &At<'_>, report: &mut Report<'_>) -> Option<SlicePort> {
 /// Reads an endpoint, ready or not. An address of another family than the slice's is one that no slice has; it counts,
 /// since more backends deny more.
 fn read_endpoint(at: &At<'_>, addresses: AddressType, report: &mut Report<'_>) -> Option<Endpoint> {
-    if !is_map(at, ENDPOINT_LEFT_OUT, report) {
+    if !report.expect_map(at, ENDPOINT_LEFT_OUT) {
         return None;
     }
     unknown_fields(at, ENDPOINT, &["addresses", "nodeName"], report);
@@ -114,7 +114,7 @@ fn read_endpoint(at: &At<'_>, addresses: AddressType, report: &mut Report<'_>) -
         report.broken(at, ENDPOINT_LEFT_OUT, "`addresses` is missing");
         return None;
     };
-    let items = list(&list_at, ENDPOINT_LEFT_OUT, report);
+    let items = report.expect_list(&list_at, ENDPOINT_LEFT_OUT);
     let Some(first) = items.first() else {
         if list_at.items().is_some() {
             report.broken(&list_at, ENDPOINT_LEFT_OUT, "an empty list");

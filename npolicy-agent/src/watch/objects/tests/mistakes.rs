@@ -77,6 +77,25 @@ spec:
     ports: [{port: 1, endPort: 2}]
 ";
 
+const POD: &str = "\
+apiVersion: v1
+kind: Pod
+metadata: {name: a, namespace: shop, labels: {app: web}, uid: u, creationTimestamp: '2026-01-01T00:00:00Z'}
+spec:
+  nodeName: n1
+  hostNetwork: false
+  containers: [{ports: [{name: web, containerPort: 80, protocol: TCP}]}]
+  initContainers: [{restartPolicy: Always, ports: [{name: side, containerPort: 81}]}]
+status: {phase: Running, startTime: '2026-01-01T00:00:01Z', podIPs: [{ip: 10.0.0.1}]}
+";
+
+const NODE: &str = "\
+apiVersion: v1
+kind: Node
+metadata: {name: n1, labels: {role: edge}}
+status: {addresses: [{address: 192.0.2.1}]}
+";
+
 /// Changes the tree at its `at`-th place, counted from the top in written order; `false`: there is none.
 fn change(tree: &mut Tree, at: &mut usize, with: &dyn Fn(&mut Tree)) -> bool {
     if *at == 0 {
@@ -182,6 +201,16 @@ fn a_mistake_in_a_service_or_slice_is_an_error_wherever_something_is_missing_for
             let is_whole =
                 reading.objects.iter().map(|(object, _)| object).eq(original.objects.iter().map(|(object, _)| object));
             assert!(is_whole || found.iter().any(|found| found.severity == Severity::Error), "{found:?} {tree:?}");
+        }
+    }
+}
+
+#[test]
+fn a_mistake_in_any_other_object_is_named() {
+    for yaml in [NETWORK_POLICY, POD, NODE] {
+        assert!(read(yaml).diagnostics.is_empty(), "{:?}", read(yaml).diagnostics);
+        for tree in illegal(yaml) {
+            assert!(!read_document(&tree, None).diagnostics.is_empty(), "{tree:?}");
         }
     }
 }
