@@ -460,15 +460,19 @@ fn any_sequence_of_events_that_ends_in_the_same_objects_ends_in_an_equal_state()
     };
     for _ in 0..300 {
         let mut long = ClusterState::default();
-        let mut left = BTreeMap::new();
+        let (mut left, mut undone) = (BTreeMap::new(), Vec::new());
         for _ in 0..40 {
             let object = crowd(&mut pick);
             let key = object.key();
             if pick(3) == 0 {
-                assert_eq!(long.apply(Event::Delete(key.clone())), left.remove(&key).is_some());
+                let undo = long.change(Event::Delete(key.clone()));
+                assert_eq!(undo, left.remove(&key).map(Event::Upsert));
+                undone.extend(undo);
             } else {
                 let is_new = left.insert(key, object.clone()).as_ref() != Some(&object);
-                assert_eq!(long.apply(Event::Upsert(object.clone())), is_new);
+                let undo = long.change(Event::Upsert(object.clone()));
+                assert_eq!(undo.is_some(), is_new);
+                undone.extend(undo);
                 assert!(!long.apply(Event::Upsert(object)), "once more changes nothing");
             }
         }
@@ -483,6 +487,11 @@ fn any_sequence_of_events_that_ends_in_the_same_objects_ends_in_an_equal_state()
             assert_eq!(frontends(&shuffled, text), frontends(&long, text));
             assert_eq!(shuffled.owner(address(text)), long.owner(address(text)));
         }
+        let mut back = long.clone();
+        for undo in undone.into_iter().rev() {
+            assert!(back.apply(undo));
+        }
+        assert_eq!(back, ClusterState::default(), "undone in reverse, every change leaves nothing behind");
         for key in left.into_keys() {
             assert!(long.apply(Event::Delete(key)));
         }
