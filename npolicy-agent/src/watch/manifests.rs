@@ -162,9 +162,11 @@ impl Manifests {
         for (key, (object, place)) in previous.objects.iter().filter(|(key, _)| !previous.derived.contains(key)) {
             let is_missing = !self.objects.contains_key(key)
                 && (self.unreadable.contains_key(key) || self.broken_files.contains(&place.file));
-            if !is_missing && !self.partial.contains(key) {
+            let is_better = self.partial.contains(key) && !previous.partial.contains(key);
+            if !is_missing && !is_better {
                 continue;
             }
+            self.partial.remove(key);
             if let ObjectKey::Service(service) = key {
                 match previous.backings.get(service) {
                     Some(backing) => self.backings.insert(service.clone(), backing.clone()),

@@ -168,6 +168,14 @@ fn a_service_or_slice_that_can_be_read_in_part_keeps_its_last_good_version() {
         assert_ne!(broken.state(), good.state(), "{mistake}");
         assert_eq!(broken.or_last_good(&good).state(), good.state(), "{mistake}");
     }
+    // A second mistake does not end it, and what was read in part is no good version.
+    let [one, two] = ["10.0.0.256", "10.0.0.257"].map(|address| {
+        Manifests::from_text("u.yaml", &(SERVICE.to_owned() + SLICE).replace("10.0.0.2]", &format!("{address}]")))
+    });
+    assert_eq!(two.clone().or_last_good(&one.clone().or_last_good(&good)).state(), good.state());
+    let moved = (SERVICE.to_owned() + SLICE).replace("10.0.0.1]", "10.0.0.9]").replace("10.0.0.2]", "10.0.0.256]");
+    let moved = Manifests::from_text("u.yaml", &moved);
+    assert_eq!(moved.clone().or_last_good(&one).state(), moved.state());
     let less = Manifests::from_text("u.yaml", &(SERVICE.to_owned() + SLICE).replace(", {addresses: [10.0.0.2]}", ""));
     assert!(less.is_certain());
     assert_ne!(less.or_last_good(&good).state(), good.state(), "an endpoint may well go");
