@@ -17,7 +17,7 @@ mod services;
 
 pub use compiler::{Compiler, Scope};
 pub use engine::{
-    Answer, BackendAnswer, End, Engine, Judgement, Protocol, Question, Seen, ServiceAnswer, Unanswerable,
+    Answer, BackendAnswer, Brief, End, Engine, Judgement, Protocol, Question, Seen, ServiceAnswer, Unanswerable,
 };
 pub use explain::{
     Accepted, BackendExplanation, Decision, Explanation, Matched, Miss, Remote, ServiceExplanation, TierRule, explain,

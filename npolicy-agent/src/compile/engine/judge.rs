@@ -63,6 +63,14 @@ pub(super) struct Through<'a> {
     pub(super) backends: Vec<Behind<'a>>,
 }
 
+impl Through<'_> {
+    /// Whether some backends accept and some do not.
+    pub(super) fn is_mixed(&self) -> bool {
+        let accepting = self.backends.iter().filter(|behind| behind.verdict == Verdict::Accept).count();
+        (1..self.backends.len()).contains(&accepting)
+    }
+}
+
 /// One backend, judged.
 pub(super) struct Behind<'a> {
     pub(super) backend: Backend,
