@@ -3,10 +3,12 @@
 //! In: [`ClusterState`](crate::model::ClusterState). Out: a [`Plan`] for one node, and diagnostics. [`Engine`] puts
 //! questions to a plan of the whole cluster, and [`explain`] says why a verdict is what it is.
 
+mod changes;
 mod classes;
 mod compiler;
 mod engine;
 mod explain;
+mod groups;
 mod intern;
 mod plan;
 mod ports;
@@ -14,7 +16,9 @@ mod prefixes;
 mod resolve;
 mod ruleset;
 mod services;
+mod subjects;
 
+pub use changes::Changes;
 pub use compiler::{Compiler, Scope};
 pub use engine::{
     Answer, BackendAnswer, Brief, End, Engine, Judgement, Protocol, Question, Seen, ServiceAnswer, Unanswerable,
