@@ -28,7 +28,7 @@ pub(super) fn reason(answer: &Answer) -> String {
 pub(super) fn missing_text(service: &ServiceAnswer) -> String {
     let asked = service.asked;
     let lacks = match (service.has_port, asked) {
-        (true, _) => format!("has no backend for {asked}"),
+        (true, _) => format!("has no backend for {asked} that this client would be sent to"),
         (false, Protocol::Icmp) => "is only reached on its ports".to_owned(),
         (false, _) => format!("has no port {asked}"),
     };
