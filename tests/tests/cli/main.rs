@@ -355,7 +355,7 @@ spec:
         &["can", "-f", ".", "--batch"],
         &[80, 443, 22].map(ask).concat(),
         expect![[r#"
-            {"error":"dev/web has no address, and the answer depends on blocks of addresses in policies: give it one in its status"}
+            {"error":"dev/web has no address, and the answer depends on it: give it one in its status"}
             {"verdict":"Accept","reason":"egress of shop/web: accepted by shop/out egress[1].to[0]; ingress of dev/web: no policy isolates it"}
             {"verdict":"Deny","reason":"egress of shop/web: no rule accepts it; nearest is shop/out egress[1].ports: the rule accepts 443/TCP"}
             exit 0

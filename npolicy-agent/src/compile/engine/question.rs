@@ -134,8 +134,8 @@ pub enum Unanswerable {
     /// The ends cannot talk to each other.
     #[error("{0} and {1} have no address family in common")]
     NoCommonFamily(End, End),
-    /// The answer depends on whether an address that nobody knows is in a block of some policy.
-    #[error("{0} has no address, and the answer depends on blocks of addresses in policies: give it one in its status")]
+    /// The answer depends on an address that nobody knows: whether it is in a block of some policy, say.
+    #[error("{0} has no address, and the answer depends on it: give it one in its status")]
     AddressDecides(End),
 }
 

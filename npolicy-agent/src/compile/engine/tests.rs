@@ -328,6 +328,20 @@ fn an_unknown_address_decides_where_ordered_rules_go_either_way() {
         assert_eq!(to_planned(tier, accept_some), accepted, "what it leaves is accepted too");
         assert_eq!(to_planned(tier, other_port), accepted);
     }
+    // A node is named by its labels, which are known; its address is not.
+    let node = "{kind: Node, metadata: {name: n3, labels: {disk: ssd}}}\n---\n";
+    for (labels, verdict) in
+        [("{}", None), ("{matchLabels: {disk: ssd}}", None), ("{matchLabels: {disk: no}}", accepted)]
+    {
+        let rule = cluster_policy("Admin", &format!("egress: [{{action: Deny, to: [{{nodes: {labels}}}]}}]"));
+        assert_eq!(ask(&(rule + node), "other/x node:n3 80/TCP"), verdict, "{labels}");
+    }
+    // What is not known of one end makes no difference where the other denies.
+    let some = policy("other", "ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8}}]}]");
+    assert_eq!(ask(&some, "app/a other/planned 80/TCP"), accepted);
+    assert_eq!(ask(&some, "other/planned other/x 80/TCP"), None);
+    let closed = policy("other", "policyTypes: [Ingress, Egress], ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8}}]}]");
+    assert_eq!(ask(&closed, "other/planned other/x 80/TCP"), denied);
     // What Admin may pass goes on to NetworkPolicy, which decides for itself.
     let passed = cluster_policy(
         "Admin",
