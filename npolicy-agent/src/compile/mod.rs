@@ -1,7 +1,7 @@
 //! Stage 3: from the cluster to rulesets and classes. Deterministic, no I/O.
 //!
 //! In: [`ClusterState`](crate::model::ClusterState). Out: a [`Plan`] for one node, and diagnostics. [`Engine`] puts
-//! questions to a plan of the whole cluster, and [`explain`] says why a verdict is what it is.
+//! questions to a plan of the whole cluster, and [`explain()`] says why a verdict is what it is.
 
 mod changes;
 mod classes;

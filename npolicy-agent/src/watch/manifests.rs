@@ -194,7 +194,8 @@ impl Manifests {
         self.diagnostics.retain(|diagnostic| !notes.contains(diagnostic));
     }
 
-    /// Gives backends to each Service that selects pods and has no EndpointSlice.
+    /// Gives backends to each Service that selects pods and has no EndpointSlice, and names each that has no backends for
+    /// want of both.
     fn derive_slices(&mut self) {
         let mut given = BTreeSet::new();
         for object in self.objects() {
@@ -202,28 +203,47 @@ impl Manifests {
                 given.insert(ServiceKey { namespace: key.namespace.clone(), name: name.clone() });
             }
         }
-        for (service, backing) in &self.backings {
-            let key = ObjectKey::Service(service.clone());
-            let Some((_, place)) = self.objects.get(&key).filter(|_| !given.contains(service)) else { continue };
-            let place = place.clone();
-            let pods = self.objects.values().filter_map(|(object, _)| match object {
-                Object::Pod(pod) => Some(pod),
-                _ => None,
-            });
-            let is_taken = |slice: &SliceKey| self.objects.contains_key(&ObjectKey::EndpointSlice(slice.clone()));
-            let derived = derive_slices(service, backing, pods, is_taken);
+        let mut derived = Vec::new();
+        for (key, (object, place)) in &self.objects {
+            let Object::Service(service) = object else { continue };
+            if given.contains(&service.key) {
+                continue;
+            }
+            let (severity, message) = match self.backings.get(&service.key) {
+                Some(backing) => {
+                    let pods = self.objects.values().filter_map(|(object, _)| match object {
+                        Object::Pod(pod) => Some(pod),
+                        _ => None,
+                    });
+                    let is_taken = |slice: &SliceKey| {
+                        let key = ObjectKey::EndpointSlice(slice.clone());
+                        self.objects.contains_key(&key) || derived.iter().any(|(known, _, _)| *known == key)
+                    };
+                    let found = derive_slices(&service.key, backing, pods, is_taken);
+                    let message = found.to_string();
+                    for slice in found.slices.into_iter().map(Object::EndpointSlice) {
+                        derived.push((slice.key(), slice, place.clone()));
+                    }
+                    (Severity::Note, message)
+                }
+                None if service.has_address() => {
+                    let message =
+                        "no EndpointSlice of it is given and it selects no pods: it counts as having no backends";
+                    (Severity::Warning, message.to_owned())
+                }
+                None => continue,
+            };
             self.derived_notes.push(Diagnostic {
                 place: Some(place.clone()),
-                severity: Severity::Note,
+                severity,
                 object: Some(key.to_string().into()),
                 field: None,
-                message: derived.to_string(),
+                message,
             });
-            for slice in derived.slices {
-                let slice = Object::EndpointSlice(slice);
-                self.derived.insert(slice.key());
-                self.objects.insert(slice.key(), (slice, place.clone()));
-            }
+        }
+        for (key, slice, place) in derived {
+            self.derived.insert(key.clone());
+            self.objects.insert(key, (slice, place));
         }
         self.diagnostics.extend(self.derived_notes.iter().cloned());
     }

@@ -253,6 +253,7 @@ fn nothing_is_derived_where_a_slice_is_given_or_no_pod_is_selected() {
         (SERVICE.replace("10.96.0.1", "None") + &a, 0, 0),
         (SERVICE.replace("app: x", "app: z") + &a, 0, 1),
         (SERVICE.to_owned(), 0, 1),
+        (SERVICE.replace("clusterIP: 10.96.0.1, selector: {app: x}, ", "") + &a, 0, 0),
         // The later Service counts, with what it says.
         (SERVICE.to_owned() + &SERVICE.replace("selector: {app: x}, ", "") + &a, 0, 0),
         (SERVICE.replace("selector: {app: x}, ", "") + SERVICE + &a, 1, 1),
@@ -264,6 +265,21 @@ fn nothing_is_derived_where_a_slice_is_given_or_no_pod_is_selected() {
     let taken = SLICE.replace("s-1", "s-derived").replace("service-name: s}", "service-name: other}");
     let (slices, _) = derived(&Manifests::from_text("t.yaml", &(SERVICE.to_owned() + &taken + &a)));
     assert_eq!(slices, ["s-derived http=8080 10.0.0.1,10.0.0.2", "s-derived-2 http=8080,dns=53 10.0.0.1"]);
+}
+
+#[test]
+fn a_service_that_nobody_knows_the_backends_of_is_named() {
+    let manual = SERVICE.replace("selector: {app: x}, ", "");
+    let manifests = Manifests::from_text("t.yaml", &manual);
+    assert_eq!(
+        findings(&manifests),
+        [
+            "t.yaml:2: warning: Service default/s: no EndpointSlice of it is given and it selects no pods: it counts as having \
+          no backends"
+        ]
+    );
+    assert!(findings(&Manifests::from_text("t.yaml", &(manual.clone() + SLICE))).is_empty());
+    assert!(findings(&Manifests::from_text("t.yaml", &manual.replace("10.96.0.1", "None"))).is_empty());
 }
 
 #[test]
