@@ -209,24 +209,6 @@ impl Agent {
             warn!("{diagnostic}");
         }
         self.unpublished = None;
-        self.report_compiled(started);
-    }
-
-    /// Compiles what changes of the state make of the plan.
-    fn compile_changes(&mut self, undo: Vec<Event>) {
-        let started = Instant::now();
-        let changes = self.compiler.apply(&self.state, &undo);
-        for diagnostic in changes.claimed.iter().filter_map(|&address| self.state.diagnose_address(address)) {
-            warn!("{diagnostic}");
-        }
-        self.history.note(undo);
-        if let Some(unpublished) = &mut self.unpublished {
-            unpublished.merge(changes);
-        }
-        self.report_compiled(started);
-    }
-
-    fn report_compiled(&self, started: Instant) {
         let plan = self.compiler.plan();
         info!(
             policies = self.state.policies().count(),
@@ -236,6 +218,26 @@ impl Agent {
             took = ?started.elapsed(),
             "compiled"
         );
+    }
+
+    /// Compiles what changes of the state make of the plan.
+    fn compile_changes(&mut self, undo: Vec<Event>) {
+        let started = Instant::now();
+        let changes = self.compiler.apply(&self.state, &undo);
+        for diagnostic in changes.claimed.iter().filter_map(|&address| self.state.diagnose_address(address)) {
+            warn!("{diagnostic}");
+        }
+        info!(
+            objects = undo.len(),
+            addresses = changes.addresses.len(),
+            subjects = changes.subjects.len(),
+            took = ?started.elapsed(),
+            "compiled what changed"
+        );
+        self.history.note(undo);
+        if let Some(unpublished) = &mut self.unpublished {
+            unpublished.merge(changes);
+        }
     }
 
     /// Gives every pod's interface a line and its programs, and lets go of those that are gone.

@@ -8,10 +8,10 @@ use super::super::maps::watch::AFTER_STORE;
 use super::super::walk::{ACCEPT_ALL_MASK, Memory, SharedWalk, mask};
 use super::*;
 use crate::compile::{
-    Accepts, BackendFacts, Bundle, Changes, ClassIndex, ClassKey, Fact, Peer, PeerId, PortNameId, PortSet, Ruleset,
-    ServiceFacts,
+    Accepts, BackendFacts, Bundle, Changes, ClassIndex, ClassKey, Fact, Own, Peer, PeerId, PortNameId, PortSet,
+    Ruleset, ServiceFacts, Step, Tiers,
 };
-use crate::model::PortProtocol;
+use crate::model::{Action, PortProtocol};
 
 /// Small numbers, the same in every run.
 struct Dice(u64);
@@ -81,18 +81,32 @@ fn random_ports(dice: &mut Dice) -> PortSet {
     }
 }
 
+fn random_rule(dice: &mut Dice) -> Accepts {
+    Accepts {
+        peers: (!dice.one_in(5)).then(|| (0..1 + dice.below(2)).map(|_| PeerId(dice.below(5) as u32)).collect()),
+        bundle: Bundle { ports: std::array::from_fn(|_| random_ports(dice)), other: dice.one_in(3) },
+        names: if dice.one_in(3) { vec![(PortNameId(0), FlowProtocol::Tcp)] } else { Vec::new() },
+    }
+}
+
 fn random_ruleset(dice: &mut Dice, direction: Direction) -> Arc<Ruleset> {
     if dice.one_in(6) {
         return Arc::new(Ruleset::ungoverned(direction));
     }
-    let rules = (0..dice.below(4))
-        .map(|_| Accepts {
-            peers: (!dice.one_in(5)).then(|| (0..1 + dice.below(2)).map(|_| PeerId(dice.below(5) as u32)).collect()),
-            bundle: Bundle { ports: std::array::from_fn(|_| random_ports(dice)), other: dice.one_in(3) },
-            names: if dice.one_in(3) { vec![(PortNameId(0), FlowProtocol::Tcp)] } else { Vec::new() },
-        })
-        .collect();
-    Arc::new(Ruleset::isolated(direction, rules))
+    let steps = |dice: &mut Dice| {
+        let action = |dice: &mut Dice| [Action::Accept, Action::Deny, Action::Pass][dice.below(3)];
+        (0..dice.below(3)).map(|_| Step { action: action(dice), what: random_rule(dice) }).collect()
+    };
+    // Half of them are under a NetworkPolicy alone.
+    let is_plain = dice.one_in(2);
+    let rules = (0..dice.below(4)).map(|_| random_rule(dice)).collect();
+    let tiers = if is_plain {
+        Tiers { isolated: Some(rules), ..Tiers::default() }
+    } else {
+        let isolated = dice.one_in(2).then_some(rules);
+        Tiers { admin: steps(dice), isolated, baseline: steps(dice), own: Own::default() }
+    };
+    Arc::new(Ruleset::governed(direction, tiers))
 }
 
 fn random_plan(dice: &mut Dice) -> Plan {
@@ -530,6 +544,55 @@ fn keeps_the_last_ruleset_only_where_it_allows_nothing_that_the_new_one_denies()
 
     let report = publisher.publish(&plan(wider.clone(), wider), None, owners).unwrap();
     assert!(report.degraded.is_empty(), "what the others gave up made room: {report:?}");
+}
+
+/// A rule that denies is a hole in what another accepts: without the room for it, the whole of it is denied.
+#[test]
+fn a_denial_that_does_not_fit_never_opens() {
+    let friend = PeerId(1);
+    let tcp = |ports: &[u16]| {
+        let mut bundle = Bundle::nothing();
+        ports.iter().for_each(|&port| bundle.ports[0].add(&PortSet::range(port, port)));
+        bundle
+    };
+    let rule = |bundle| Accepts { peers: Some(vec![friend]), bundle, names: Vec::new() };
+    let isolated = || Some(vec![rule(Bundle::everything())]);
+    let ruleset = |denied: Option<&[u16]>| {
+        let deny = denied.map(|ports| Step { action: Action::Deny, what: rule(tcp(ports)) });
+        let tiers = Tiers { admin: deny.into_iter().collect(), isolated: isolated(), ..Tiers::default() };
+        Arc::new(Ruleset::governed(Direction::Egress, tiers))
+    };
+    let address: IpAddr = "10.1.2.1".parse().unwrap();
+    let plan = |egress| {
+        let ingress = Arc::new(Ruleset::ungoverned(Direction::Ingress));
+        let subjects = [(pod(0), Subject { addresses: Vec::new(), ingress, egress })].into_iter().collect();
+        let classes = vec![ClassKey::default(), ClassKey::of([Fact::Peer(friend)])];
+        let exact = [(address, ClassIndex(1))].into_iter().collect();
+        Plan { classes, exact, subjects, ..Plan::default() }
+    };
+    for limits in [
+        Limits { bundles: 2, ..Limits::default() },
+        Limits { port_sets: 2, ..Limits::default() },
+        Limits { port_blocks: 2, ..Limits::default() },
+        Limits { ruleset_chunks: RulesetId::FIRST_CHUNK, ..Limits::default() },
+        Limits { ruleset_chunks: RulesetId::FIRST_CHUNK + 1, ..Limits::default() },
+        Limits { class4_chunks: maps::CLASS4_ROOTS + 1, ..Limits::default() },
+        Limits { classes: Class::FIRST.0, ..Limits::default() },
+    ] {
+        let memory = Memory::new();
+        let walk = memory.walk();
+        let mut publisher = fresh(&memory, &limits);
+        let owners = &owners()[..1];
+        for denied in [None, Some(&[8080][..]), Some(&[80, 8080]), None] {
+            let plan = plan(ruleset(denied));
+            let report = publisher.publish(&plan, None, owners).unwrap();
+            let found = walk.verdict(INTERFACES[0], Direction::Egress, address);
+            let should = expected(&plan, 0, Direction::Egress, address);
+            assert_eq!(found & !should, 0, "{limits:?} {denied:?}: {report:?}");
+            assert!(found == should || !report.is_complete(), "{limits:?} {denied:?}: {report:?}");
+            publisher.settle().unwrap();
+        }
+    }
 }
 
 #[test]
