@@ -81,7 +81,7 @@ impl History {
             self.snapshots.iter().enumerate().rev().filter_map(whose)
         };
         let found = known().find(|(_, (_, recorded))| !is_later(*recorded, generation));
-        let (at, (pod, _)) = found.or_else(|| known().last())?;
+        let (at, (pod, _)) = found.or_else(|| known().next_back())?;
         Some((self.state(now, at), pod))
     }
 
