@@ -248,10 +248,10 @@ fn cases() -> Vec<Case> {
             name: "label of a local pod",
             events: |round| {
                 let pod = pod(round);
-                let other = Pod { labels: pod.labels.with("version", "v9"), ..pod.clone() };
+                let other = Pod { labels: pod.labels.with("app", "other"), ..pod.clone() };
                 vec![Event::Upsert(Object::Pod(other)), Event::Upsert(Object::Pod(pod))]
             },
-            differing: 0..=3,
+            differing: 1..=NODES as usize + 3,
         },
         Case {
             name: "slice of a Service",
@@ -289,7 +289,7 @@ fn cases() -> Vec<Case> {
                 let policy = all_of_namespace(&[peer], 1);
                 vec![Event::Upsert(Object::Policy(policy)), Event::Upsert(Object::Policy(base_policy()))]
             },
-            differing: 100..=200,
+            differing: 101..=1_000,
         },
         Case {
             name: "policy of 100 local pods, new block",
