@@ -4,6 +4,7 @@
 //! one's seed; the next worlds have the numbers after it.
 
 mod agreement;
+mod properties;
 
 use npolicy_tests::worlds::{Settings, Worlds, first_seed, times};
 
