@@ -43,7 +43,6 @@ fn service(draw: &mut Draw, number: u8, node_ports: &mut Vec<u16>) -> Vec<Value>
         1 => &["IPv6"],
         _ => &["IPv4", "IPv6"],
     };
-    let families = if kind == "ClusterIP" { families } else { &["IPv4", "IPv6"] };
 
     let mut ports = Vec::new();
     let mut listed = Vec::new();
