@@ -18,12 +18,20 @@ use crate::{
     setup, workspace,
 };
 
+/// By how much `--long` multiplies the worlds.
+const LONG_TIMES: &str = "20";
+
 /// Which tests, and how built.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Build the tests with optimisation
     #[arg(long)]
     release: bool,
+    /// Try twenty times as many generated worlds, in about an hour
+    ///
+    /// Without it NPOLICY_WORLDS_TIMES says how many times as many. NPOLICY_WORLDS_SEED is the seed of the first world.
+    #[arg(long)]
+    long: bool,
     /// Run only the tests whose name contains this
     filter: Option<String>,
 }
@@ -31,7 +39,7 @@ pub(crate) struct Args {
 impl Args {
     /// Every test, as they are built from day to day.
     pub(crate) fn all() -> Self {
-        Self { release: false, filter: None }
+        Self { release: false, long: false, filter: None }
     }
 }
 
@@ -82,6 +90,9 @@ fn cargo_test(args: &Args) -> Command {
     cargo.args(["test", "--locked", "--workspace", "--no-fail-fast"]);
     if args.release {
         cargo.arg("--release");
+    }
+    if args.long {
+        cargo.env("NPOLICY_WORLDS_TIMES", LONG_TIMES);
     }
     cargo.args(&args.filter);
     cargo

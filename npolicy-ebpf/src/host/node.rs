@@ -217,6 +217,22 @@ impl Node {
         self.put_row(ruleset, class, number);
     }
 
+    /// Lets a ruleset accept ranges of ports of a class, both ends included: of TCP, UDP and SCTP in this order; and, if
+    /// `other` says so, every other protocol.
+    pub fn accept_ranges(&self, ruleset: RulesetId, class: Class, ranges: [&[(u16, u16)]; 3], other: bool) {
+        let ports = ranges.map(|ranges| match ranges {
+            [] => PortSetId::NOTHING,
+            [(0, u16::MAX)] => PortSetId::EVERYTHING,
+            ranges => {
+                let ports: Vec<u16> = ranges.iter().flat_map(|&(first, last)| first..=last).collect();
+                PortSetId(self.put_ports(&ports))
+            }
+        });
+        self.bundles.borrow_mut().push(Bundle { ports, other: u16::from(other) });
+        let number = self.bundles.borrow().len() as u32 - 1;
+        self.put_row(ruleset, class, number);
+    }
+
     fn put_row(&self, ruleset: RulesetId, class: Class, bundle: u32) {
         let mut chunks = self.rulesets.borrow_mut();
         let upper = class.0 as usize >> 9;
