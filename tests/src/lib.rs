@@ -1,6 +1,7 @@
 //! Builders, harness and scenarios of the suites.
 
 pub mod cases;
+pub mod dynamic;
 pub mod oracle;
 
 use std::io::{self, Write as _};
