@@ -38,6 +38,8 @@ pub struct AgentOptions {
     pub node_name: Option<String>,
     /// Addresses that belong to pods: an interface with one is guarded before a manifest names it.
     pub pod_cidrs: Vec<IpNet>,
+    /// Flows that each family's table has room for. None: the usual number.
+    pub flows: Option<u32>,
 }
 
 /// A running agent. Dropping it kills it; what it pinned stays.
@@ -84,6 +86,9 @@ impl AgentProcess {
         }
         for range in &options.pod_cidrs {
             command.arg("--pod-cidrs").arg(range.to_string());
+        }
+        if let Some(flows) = options.flows {
+            command.arg("--flows").arg(flows.to_string());
         }
         // A file of an earlier agent would be taken for this one's.
         match fs::remove_file(&options.ready_file) {

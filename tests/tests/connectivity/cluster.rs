@@ -128,6 +128,7 @@ impl Cluster {
             ready_file: self.directory.path().join("ready.json"),
             node_name: None,
             pod_cidrs: Vec::new(),
+            flows: None,
         };
         self.agent = Some(AgentProcess::start(&self.node, options).expect("an agent"));
     }

@@ -63,6 +63,7 @@ impl Cluster {
             ready_file: scratch.join("ready.json"),
             node_name: None,
             pod_cidrs: Vec::new(),
+            flows: None,
         };
         let agent = step("starting the agent, which finds the pods and enforces", || {
             let agent = AgentProcess::start(&node, options)?;
