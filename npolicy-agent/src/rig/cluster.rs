@@ -153,6 +153,19 @@ impl Cluster {
         self.nodes[place].add_guest()
     }
 
+    /// Sets the largest packet, in bytes, that a node sends to the other nodes and the outside. Pods are not told: they
+    /// send what their own interface takes, and hear of it by ICMP.
+    ///
+    /// # Panics
+    ///
+    /// Without such a node.
+    pub fn narrow(&self, node: &str, mtu: u32) -> Result<()> {
+        let node = self.node(node);
+        Netlink::within(node.namespace(), &node.owner(), async |netlink| {
+            netlink.set_mtu(netlink.link(UPLINK).await?.index, mtu).await
+        })
+    }
+
     /// Gives the outside a host with this address, if it has none yet.
     pub fn add_outside_host(&mut self, address: IpAddr) -> Result<()> {
         if self.hosts.contains(&address) {

@@ -101,6 +101,12 @@ impl Netlink {
         set.attempt(|| format!("set interface {index} up in {}", self.owner))
     }
 
+    /// Sets the largest packet that an interface sends, in bytes.
+    pub(super) async fn set_mtu(&self, index: u32, mtu: u32) -> Result<()> {
+        let set = self.handle.link().set(LinkUnspec::new_with_index(index).mtu(mtu).build()).execute().await;
+        set.attempt(|| format!("set the MTU of interface {index} to {mtu} in {}", self.owner))
+    }
+
     /// Deletes an interface, and its peer with it.
     pub(super) async fn delete(&self, index: u32) -> Result<()> {
         let deleted = self.handle.link().del(index).execute().await;
