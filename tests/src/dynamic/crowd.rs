@@ -9,7 +9,7 @@ use npolicy_agent::rig::{Namespace, Outcome, Pod, Protocol};
 use tokio::task::JoinSet;
 
 use super::probe::Question;
-use super::script::{Burst, Dialled, End, Jobs, Labels, Line, Name, Objects, Orders, PodSpec, Traffic};
+use super::script::{AgentAction, Burst, Dialled, End, Jobs, Labels, Line, Name, Objects, Orders, PodSpec, Traffic};
 use super::socket::{self, RUNTIME};
 use super::world::World;
 
@@ -48,6 +48,10 @@ pub(super) fn jobs(world: &mut World, jobs: &Jobs, longest: Duration) -> anyhow:
                 );
             }
             pods.push(pod.key);
+        }
+        if jobs.crash {
+            world.signal_agents(AgentAction::Kill, None)?;
+            world.signal_agents(AgentAction::Start, None)?;
         }
         let expected = match jobs.expect {
             Dialled::Connected => Outcome::Accept,
@@ -103,12 +107,14 @@ pub(super) fn burst(world: &mut World, burst: &Burst, longest: Duration) -> anyh
         for Pod { key, .. } in pods {
             world.remove_pod(&key)?;
         }
+        // Interfaces that are gone must not be counted as guarded.
+        world.settle()?;
     }
     ensure!(sent > burst.count * burst.to.len() * 10, "the pods sent no more than {sent} times");
     let arrived: usize =
         [Protocol::Tcp, Protocol::Udp].map(|protocol| world.arrivals.since(protocol, &sources, start)).iter().sum();
     ensure!(arrived <= burst.arrived_at_server, "{arrived} of {sent} arrived at a server");
-    world.settle()
+    Ok(())
 }
 
 /// Waits until every pod's interface of a node is guarded.

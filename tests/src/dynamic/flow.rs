@@ -1,7 +1,7 @@
 //! Connections that are kept busy, and what became of them.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 
-use super::probe::is_refusal;
+use super::probe::{echo_request, is_refusal};
 use super::script::{Speaker, Traffic};
 use super::server::{Arrivals, SPEAK, TICK};
 use super::socket::{self, RUNTIME};
@@ -25,7 +25,7 @@ pub(super) struct Flow {
     pub(super) client: SocketAddr,
     /// The server's socket.
     pub(super) server: SocketAddr,
-    /// TCP or UDP.
+    /// TCP, UDP, or ICMP, whose answers no server notes.
     pub(super) protocol: Protocol,
     arrivals: Arrivals,
     heard: Arc<Mutex<Heard>>,
@@ -90,10 +90,17 @@ impl Flow {
                 // What a router or the server's host says of it is heard only on a connected one.
                 RUNTIME.block_on(socket.connect(server))?;
                 let client = socket.local_addr()?;
-                (client, RUNTIME.spawn(keep_datagrams_busy(socket, speaker, heard.clone())))
+                (client, RUNTIME.spawn(keep_datagrams_busy(socket, None, speaker, heard.clone())))
             }
-            Protocol::Sctp | Protocol::Icmp => {
-                return Err(io::Error::new(io::ErrorKind::Unsupported, "only TCP and UDP are kept busy"));
+            Protocol::Icmp => {
+                let socket = socket::echo(namespace, server.ip())?;
+                (
+                    socket.local_addr()?,
+                    RUNTIME.spawn(keep_datagrams_busy(socket, Some(server.ip()), speaker, heard.clone())),
+                )
+            }
+            Protocol::Sctp => {
+                return Err(io::Error::new(io::ErrorKind::Unsupported, "SCTP is not kept busy"));
             }
         };
         Ok(Self { client, server, protocol: traffic.protocol, arrivals: arrivals.clone(), heard, task })
@@ -139,7 +146,10 @@ async fn keep_stream_busy(
 
 /// Sends whether or not it is answered: a datagram that is lost is not sent again. Refusals are noted as the end, and it
 /// goes on all the same.
-async fn keep_datagrams_busy(socket: UdpSocket, speaker: Speaker, heard: Arc<Mutex<Heard>>) {
+async fn keep_datagrams_busy(socket: UdpSocket, pinged: Option<IpAddr>, speaker: Speaker, heard: Arc<Mutex<Heard>>) {
+    let byte = [BYTE];
+    let echo_request = pinged.map(echo_request);
+    let said: &[u8] = echo_request.as_ref().map_or(&byte, |request| request);
     let listening = async {
         let mut buffer = [0; 64];
         loop {
@@ -159,7 +169,7 @@ async fn keep_datagrams_busy(socket: UdpSocket, speaker: Speaker, heard: Arc<Mut
             std::future::pending::<()>().await;
         }
         loop {
-            let _ = socket.send(&[BYTE]).await;
+            let _ = socket.send(said).await;
             heard.lock().unwrap_or_else(PoisonError::into_inner).sent += 1;
             tokio::time::sleep(TICK).await;
         }

@@ -4,12 +4,13 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use anyhow::{Context, ensure};
 use npolicy_agent::rig::{Namespace, Outcome, Protocol};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UdpSocket;
 
 use super::script::Traffic;
-use super::socket;
+use super::socket::{self, RUNTIME};
 
 /// How long an answer may take. Shorter than the kernel's first SYN timeout (1 s): one SYN, one verdict.
 pub(super) const PATIENCE: Duration = Duration::from_millis(700);
@@ -52,12 +53,7 @@ impl Question {
                 socket.connect(server).await?;
                 exchange_datagrams(&socket, LINE).await
             }
-            Protocol::Icmp => {
-                // The kernel fills in id and checksum.
-                let kind = if self.to.is_ipv4() { ECHO_REQUEST_V4 } else { ECHO_REQUEST_V6 };
-                let request = [kind, 0, 0, 0, 0, 0, 0, 1, b'n', b'p', b'o', b'l', b'i', b'c', b'y', 0];
-                exchange_datagrams(&socket::echo(&self.from, self.to)?, &request).await
-            }
+            Protocol::Icmp => exchange_datagrams(&socket::echo(&self.from, self.to)?, &echo_request(self.to)).await,
             Protocol::Sctp => Err(io::Error::new(io::ErrorKind::Unsupported, "SCTP is not asked by scripts")),
         }
     }
@@ -69,10 +65,32 @@ const LINE: &[u8] = b"npolicy\n";
 const ECHO_REQUEST_V4: u8 = 8;
 const ECHO_REQUEST_V6: u8 = 128;
 
+/// An echo request, for a socket on which the kernel fills in id and checksum.
+pub(super) fn echo_request(to: IpAddr) -> [u8; 16] {
+    let kind = if to.is_ipv4() { ECHO_REQUEST_V4 } else { ECHO_REQUEST_V6 };
+    [kind, 0, 0, 0, 0, 0, 0, 1, b'n', b'p', b'o', b'l', b'i', b'c', b'y', 0]
+}
+
 async fn exchange_datagrams(socket: &UdpSocket, request: &[u8]) -> io::Result<()> {
     socket.send(request).await?;
     socket.recv(&mut [0; 64]).await?;
     Ok(())
+}
+
+/// Sends so many bytes over a new connection and waits until all of them came back.
+pub(super) fn transfer(from: &Namespace, server: SocketAddr, bytes: usize, within: Duration) -> anyhow::Result<()> {
+    let socket = socket::tcp_client(from, server.ip(), 0)?;
+    RUNTIME.block_on(async {
+        let both = async {
+            let (mut reader, mut writer) = socket.connect(server).await?.into_split();
+            let (sent, mut received) = (vec![b'b'; bytes], vec![0; bytes]);
+            tokio::try_join!(writer.write_all(&sent), async { reader.read_exact(&mut received).await.map(|_| ()) })?;
+            io::Result::Ok(sent == received)
+        };
+        let is_same = tokio::time::timeout(within, both).await.context("it takes too long")??;
+        ensure!(is_same, "what came back is not what was sent");
+        Ok(())
+    })
 }
 
 /// Whether an error came from the other side or from a router, and not from this machine's own limits.

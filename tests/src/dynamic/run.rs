@@ -17,7 +17,7 @@ use super::crowd;
 use super::flow::{Flow, longest_pause};
 use super::message;
 use super::probe::{self, Question};
-use super::script::{Action, Arrival, Connect, End, FlowState, Line, Objects, Opening, Quote, Script};
+use super::script::{Action, AgentAction, Arrival, Connect, End, FlowState, Line, Objects, Opening, Quote, Script};
 use super::socket::RUNTIME;
 use super::world::World;
 
@@ -45,7 +45,7 @@ pub fn run(script: &Script, layout: Layout, binaries: [&Path; 2]) -> anyhow::Res
     if script.lacks.is_some() {
         return Ok(());
     }
-    let world = World::start(&script.start, layout, binaries).context("the start")?;
+    let world = World::start(script, layout, binaries).context("the start")?;
     let longest =
         if std::env::var_os("NPOLICY_LONG").is_some_and(|long| long == "1") { Duration::MAX } else { LONGEST };
     let mut run = Run { world, flows: BTreeMap::new(), backgrounds: BTreeMap::new(), longest };
@@ -72,7 +72,7 @@ struct Run {
 struct Watched {
     name: String,
     flow: Flow,
-    ends: [PodKey; 2],
+    ends: [End; 2],
     looked: Instant,
     lost: Lost,
 }
@@ -134,13 +134,25 @@ impl Run {
                 self.world.start_pod(by, addresses)?;
                 self.world.settle()
             }
+            Action::PathMtu { node, bytes } => Ok(self.world.cluster.narrow(node, *bytes)?),
+            Action::Transfer { from, to, port, bytes, within_s } => {
+                let within = Duration::from_secs_f32(*within_s);
+                for family in self.world.families() {
+                    let server = SocketAddr::new(self.world.address(to, family)?, *port);
+                    let took = probe::transfer(&self.world.namespace(from)?, server, *bytes, within);
+                    took.with_context(|| format!("{bytes} bytes from {from} to {to} over {family:?}"))?;
+                }
+                Ok(())
+            }
             Action::Jobs(jobs) => crowd::jobs(&mut self.world, jobs, self.longest),
             Action::Burst(burst) => crowd::burst(&mut self.world, burst, self.longest),
             Action::Orders(orders) => {
                 let lines = crowd::orders(&mut self.world, orders)?;
                 self.probe(&lines, orders.within_s, orders.hold_s)
             }
-            Action::Churn { times, every_ms, between } => self.churn(*times, Duration::from_millis(*every_ms), between),
+            Action::Churn { times, every_ms, between, crash } => {
+                self.churn(*times, Duration::from_millis(*every_ms), between, *crash)
+            }
             Action::Datagram { from, source_port, to, port, expect } => {
                 self.datagram((&from.0, *source_port), (&to.0, *port), *expect)
             }
@@ -166,22 +178,19 @@ impl Run {
     }
 
     fn connect(&mut self, connect: &Connect) -> anyhow::Result<()> {
-        let Connect { flow: name, from, to, traffic, expect, source_port, speaker } = connect;
-        let client = self.world.pod(&from.0)?.clone();
+        let Connect { flow: name, from, to, traffic, expect, source_port, times, speaker } = connect;
+        let client = self.world.namespace(from)?;
+        let ends = [from, to].map(Clone::clone);
         let mut watched = Vec::new();
         for family in self.world.families() {
-            let own = client.address(family).with_context(|| format!("{} has no address of {family:?}", client.key))?;
-            let server = SocketAddr::new(self.world.address(&End::Pod(to.0.clone()), family)?, traffic.port);
-            let own = SocketAddr::new(own, source_port.unwrap_or(0));
-            let flow = Flow::start(&client.namespace, own, server, *traffic, *speaker, &self.world.arrivals)?;
-            let ends = [from.0.clone(), to.0.clone()];
-            watched.push(Watched {
-                name: format!("{name} over {family:?}"),
-                flow,
-                ends,
-                looked: Instant::now(),
-                lost: Lost(0),
-            });
+            let own = SocketAddr::new(self.world.address(from, family)?, source_port.unwrap_or(0));
+            let server = SocketAddr::new(self.world.address(to, family)?, traffic.port);
+            for number in 1..=*times {
+                let flow = Flow::start(&client, own, server, *traffic, *speaker, &self.world.arrivals)?;
+                let name = format!("{name} {number} over {family:?}");
+                let (ends, looked, lost) = (ends.clone(), Instant::now(), Lost(0));
+                watched.push(Watched { name, flow, ends, looked, lost });
+            }
         }
         self.flows.insert(name.clone(), watched);
         match expect {
@@ -251,12 +260,17 @@ impl Run {
             thread::sleep(POLL);
         }
         let now = Instant::now();
+        let stopped = expect.iter().filter(|(_, state)| **state == FlowState::Stopped);
+        let trying: Vec<End> =
+            stopped.flat_map(|(name, _)| &self.flows[name]).flat_map(|watched| watched.ends.clone()).collect();
         for (name, state) in expect {
             for watched in self.flows.get_mut(name).expect("it was looked at") {
                 let lost = watched.lost(&self.world)?;
                 if let (FlowState::Running, Some(longest)) = (state, longest) {
                     let (pause, when) = longest_pause(&watched.flow.look().answers, watched.looked, now);
-                    let is_networks = lost > watched.lost;
+                    // Where another flow is stopped and tries again, that says nothing of this one.
+                    let is_clear = !watched.ends.iter().any(|end| trying.contains(end));
+                    let is_networks = is_clear && lost > watched.lost;
                     ensure!(
                         pause <= longest || !is_networks,
                         "{} paused for {pause:?}, {:?} before the end of the step, and something was lost",
@@ -329,10 +343,15 @@ impl Run {
         Ok(())
     }
 
-    fn churn(&mut self, times: u32, every: Duration, between: &[Objects; 2]) -> anyhow::Result<()> {
+    fn churn(&mut self, times: u32, every: Duration, between: &[Objects; 2], crash: bool) -> anyhow::Result<()> {
         for number in 0..times {
             self.world.create(&between[(number % 2) as usize])?;
             thread::sleep(every);
+            if crash {
+                // Wherever they are: reading, compiling, publishing.
+                self.world.signal_agents(AgentAction::Kill, None)?;
+                self.world.signal_agents(AgentAction::Start, None)?;
+            }
         }
         self.world.settle()
     }
@@ -381,23 +400,34 @@ impl Run {
 }
 
 impl Watched {
-    /// For TCP, what its ends' pods had to send again so far; for UDP, what was not answered.
+    /// For TCP, what its ends had to send again so far; for others, what was not answered.
     fn lost(&self, world: &World) -> anyhow::Result<Lost> {
-        if self.flow.protocol == Protocol::Udp {
+        if self.flow.protocol != Protocol::Tcp {
             let seen = self.flow.look();
             // One may be under way.
             return Ok(Lost((seen.sent.saturating_sub(seen.answers.len()) as u64).saturating_sub(1)));
         }
         let mut sum = 0;
-        for pod in self.ends.iter().filter_map(|key| world.pod(key).ok()) {
-            let text = pod.run(|| fs::read_to_string("/proc/thread-self/net/snmp"))??;
-            let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));
-            let (names, values) = (lines.next().context("names")?, lines.next().context("values")?);
-            let place = names.split_whitespace().position(|name| name == "RetransSegs").context("RetransSegs")?;
-            sum += values.split_whitespace().nth(place).context("a value")?.parse::<u64>()?;
+        // An end that is gone sends nothing again.
+        for namespace in self.ends.iter().filter_map(|end| world.namespace(end).ok()) {
+            let read = |file: &str| {
+                anyhow::Ok(namespace.run(|| fs::read_to_string(format!("/proc/thread-self/net/{file}")))??)
+            };
+            // New connections that are not answered, as those of a pod that nobody knows yet, count in both.
+            let all = counter(&read("snmp")?, "Tcp:", "RetransSegs")?;
+            let of_handshakes = counter(&read("netstat")?, "TcpExt:", "TCPSynRetrans")?;
+            sum += all.saturating_sub(of_handshakes);
         }
         Ok(Lost(sum))
     }
+}
+
+/// A counter out of pairs of lines: names, then values.
+fn counter(text: &str, group: &str, name: &str) -> anyhow::Result<u64> {
+    let mut lines = text.lines().filter(|line| line.starts_with(group));
+    let (names, values) = (lines.next().context("names")?, lines.next().context("values")?);
+    let place = names.split_whitespace().position(|it| it == name).with_context(|| format!("no counter {name}"))?;
+    Ok(values.split_whitespace().nth(place).context("a value")?.parse()?)
 }
 
 /// A question with its name and the right answer.

@@ -23,6 +23,11 @@ pub struct Script {
     pub why: String,
     /// What it needs that is not there; then nothing of it is run.
     pub lacks: Option<Lack>,
+    /// Whether agents run before the first step.
+    #[serde(default = "yes")]
+    pub agents_at_start: bool,
+    /// Flows that each family's table has room for, if it is not the usual number.
+    pub flow_table: Option<u32>,
     /// What there is before the first step.
     pub start: Objects,
     /// What is done, in order.
@@ -110,7 +115,7 @@ pub enum End {
     Node(String),
     /// `svc:namespace/name`: a Service's address.
     Service(PodKey),
-    /// `outside`: the router behind the nodes.
+    /// `outside`: a host behind the nodes, which serves TCP and UDP on 8080.
     Outside,
 }
 
@@ -199,14 +204,24 @@ pub enum Action {
     End { pod: Name, phase: String },
     /// A new pod gets the addresses of one that is gone.
     ReuseAddress { of: Name, by: PodSpec },
+    /// Sets the largest packet that a node sends to others; pods are not told.
+    PathMtu { node: String, bytes: u32 },
+    /// Sends so much over a new TCP connection; all of it comes back within so long.
+    Transfer { from: End, to: End, port: u16, bytes: usize, within_s: f32 },
     /// Short pods that dial as their first act.
     Jobs(Jobs),
     /// Short pods that send from the moment they are guarded; nothing may arrive.
     Burst(Burst),
     /// The same objects in many namespaces, in each order.
     Orders(Orders),
-    /// Applies the two in turn.
-    Churn { times: u32, every_ms: u64, between: [Objects; 2] },
+    /// Applies the two in turn. With `crash` every agent is killed after each time, and another started.
+    Churn {
+        times: u32,
+        every_ms: u64,
+        between: [Objects; 2],
+        #[serde(default)]
+        crash: bool,
+    },
     /// One datagram between two sockets that stay open.
     Datagram { from: Name, source_port: u16, to: Name, port: u16, expect: Arrival },
     /// An ICMP error that quotes a packet of the pod's.
@@ -219,12 +234,15 @@ pub enum Action {
 pub struct Connect {
     /// Its name from now on.
     pub flow: String,
-    /// The client.
-    pub from: Name,
+    /// The client: a pod or a node.
+    pub from: End,
     /// The server.
-    pub to: Name,
-    /// TCP or UDP.
+    pub to: End,
+    /// TCP, UDP or ICMP.
     pub traffic: Traffic,
+    /// How many of them, over each family.
+    #[serde(default = "one")]
+    pub times: usize,
     /// What comes of it at once.
     pub expect: Opening,
     /// The client's port; none: any.
@@ -335,6 +353,9 @@ pub struct Jobs {
     pub expect: Dialled,
     /// The slowest that is right.
     pub slowest_s: Option<f32>,
+    /// Whether every agent is killed while they dial, and another started.
+    #[serde(default)]
+    pub crash: bool,
 }
 
 /// Whom a job calls.
@@ -412,6 +433,14 @@ pub struct Orders {
     /// and for so long.
     #[serde(default)]
     pub hold_s: f32,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+const fn one() -> usize {
+    1
 }
 
 const fn usual_patience() -> f32 {

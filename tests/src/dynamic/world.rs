@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,14 +20,15 @@ use npolicy_common::Family;
 use tokio::net::UdpSocket;
 
 use super::manifests::{Directory, PodObject};
-use super::script::{AgentAction, End, Objects, PodSpec, Reference, ServiceSpec};
+use super::script::{AgentAction, End, Objects, PodSpec, Reference, Script, ServiceSpec, Traffic};
 use super::server::{Arrivals, Servers};
 use super::socket;
 
 /// The nodes of every script.
 pub(super) const NODES: [&str; 2] = ["n1", "n2"];
-/// A port on which nobody listens.
-const DISCARD: u16 = 9;
+/// The interface of a pod inside it, and the bridge of a bridged node.
+const POD_LINK: &str = "eth0";
+const BRIDGE: &str = "cni0";
 /// How long an agent may take to publish. Verdicts are expected soon after that.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -41,11 +43,12 @@ pub(super) struct World {
     services: BTreeMap<PodKey, (u8, ServiceSpec)>,
     /// What the pods' addresses are, or were.
     addresses: BTreeMap<PodKey, Vec<IpAddr>>,
-    /// Pods that have said nothing yet.
-    unheard: Vec<PodKey>,
     /// Pods made so far.
     made: u32,
     binaries: [PathBuf; 2],
+    flow_table: Option<u32>,
+    /// The servers of the host behind the nodes.
+    outside: Option<Servers>,
 }
 
 /// What runs in a pod.
@@ -67,11 +70,13 @@ struct Agent {
 
 impl World {
     /// Makes the start of a script, with agents that enforce it. `binaries` are two builds of the agent.
-    pub(super) fn start(objects: &Objects, layout: Layout, binaries: [&Path; 2]) -> anyhow::Result<Self> {
+    pub(super) fn start(script: &Script, layout: Layout, binaries: [&Path; 2]) -> anyhow::Result<Self> {
         let mut nodes = Vec::new();
         let mut agents = Vec::new();
         for (number, name) in (1..).zip(NODES) {
-            nodes.push(Node::new(NodeSettings { name: name.into(), number, layout })?);
+            let node = Node::new(NodeSettings { name: name.into(), number, layout })?;
+            quicken(node.namespace(), if layout == Layout::Bridged { BRIDGE } else { "lo" }, node.families())?;
+            nodes.push(node);
             agents.push(Agent { node: name, process: None, pins: BpfFs::new()?, binary: 0 });
         }
         let mut world = Self {
@@ -83,16 +88,29 @@ impl World {
             arrivals: Arrivals::default(),
             services: BTreeMap::new(),
             addresses: BTreeMap::new(),
-            unheard: Vec::new(),
             made: 0,
             binaries: binaries.map(Path::to_owned),
+            flow_table: script.flow_table,
+            outside: None,
         };
-        world.create(objects)?;
+        world.serve_outside()?;
+        world.create(&script.start)?;
         for place in 0..NODES.len() {
-            world.launch(place)?;
+            if script.agents_at_start {
+                world.launch(place)?;
+            }
         }
         world.settle()?;
         Ok(world)
+    }
+
+    fn serve_outside(&mut self) -> anyhow::Result<()> {
+        let addresses: Vec<IpAddr> = self.families().into_iter().map(outside_address).collect();
+        addresses.iter().try_for_each(|&address| self.cluster.add_outside_host(address))?;
+        let serves = [Protocol::Tcp, Protocol::Udp].map(|protocol| Traffic { protocol, port: 8080 });
+        let servers = Servers::start(self.cluster.outside(), &addresses, &serves, &self.arrivals)?;
+        self.outside = Some(servers);
+        Ok(())
     }
 
     /// The families every pod has.
@@ -131,14 +149,13 @@ impl World {
         let key = pod.0.clone();
         ensure!(!self.containers.contains_key(&key), "pod {key} is there already");
         let pod = self.cluster.add_pod(node, PodSettings { key: key.clone(), addresses })?.clone();
-        quicken(&pod)?;
+        quicken(&pod.namespace, POD_LINK, self.cluster.families())?;
         let addresses: Vec<IpAddr> = pod.addresses().collect();
         let servers = Servers::start(&pod.namespace, &addresses, serves, &self.arrivals)
             .with_context(|| format!("servers of {key}"))?;
         self.containers
             .insert(key.clone(), Container { servers, grace: grace_s.map(Duration::from_secs_f32), ends: None });
         self.addresses.insert(key.clone(), addresses.clone());
-        self.unheard.push(key.clone());
         self.made += 1;
         let object = PodObject {
             node: node.clone(),
@@ -225,22 +242,6 @@ impl World {
         Ok(self.cluster.translate(&translations)?)
     }
 
-    /// Has each new pod send something to its node, as pods do soon. On a bridge that is how the node learns that an
-    /// address has moved to another interface: the address of a pod that is gone is remembered for a while.
-    fn announce(&mut self) -> anyhow::Result<()> {
-        for key in std::mem::take(&mut self.unheard) {
-            let Ok(pod) = self.pod(&key) else { continue };
-            let node =
-                NODES.iter().map(|name| self.cluster.node(name)).find(|node| node.pods().any(|it| it.key == key));
-            for address in node.into_iter().flat_map(Node::addresses) {
-                let socket = socket::udp(&pod.namespace, socket::any(address, 0))?;
-                let sent = socket::RUNTIME.block_on(socket.send_to(b"here", SocketAddr::new(address, DISCARD)));
-                sent.with_context(|| format!("{key} to {address}"))?;
-            }
-        }
-        Ok(())
-    }
-
     /// Waits until every running agent enforces what the manifests say, on every pod of its node.
     pub(super) fn settle(&mut self) -> anyhow::Result<()> {
         self.reap()?;
@@ -249,10 +250,12 @@ impl World {
             let Some(process) = &agent.process else { continue };
             let pods = self.cluster.node(agent.node).pods().count();
             process
-                .wait_published(PATIENCE, |ready| ready.manifests == digest && ready.identified == pods)
+                .wait_published(PATIENCE, |ready| {
+                    ready.manifests == digest && ready.endpoints == pods && ready.identified == pods
+                })
                 .with_context(|| format!("agent of {}, {pods} pods", agent.node))?;
         }
-        self.announce()
+        Ok(())
     }
 
     /// Takes pods away whose grace period is over.
@@ -263,8 +266,14 @@ impl World {
         over.iter().try_for_each(|key| self.remove_pod(key))
     }
 
-    /// Does something to the agent of a node, or to all.
+    /// Does something to the agent of a node, or to all, and waits until those that run enforce.
     pub(super) fn handle_agents(&mut self, action: AgentAction, node: Option<&str>) -> anyhow::Result<()> {
+        self.signal_agents(action, node)?;
+        self.settle()
+    }
+
+    /// Does something to the agent of a node, or to all.
+    pub(super) fn signal_agents(&mut self, action: AgentAction, node: Option<&str>) -> anyhow::Result<()> {
         for place in 0..self.agents.len() {
             if node.is_some_and(|node| node != self.agents[place].node) {
                 continue;
@@ -285,7 +294,7 @@ impl World {
                 self.launch(place)?;
             }
         }
-        self.settle()
+        Ok(())
     }
 
     fn launch(&mut self, place: usize) -> anyhow::Result<()> {
@@ -302,6 +311,7 @@ impl World {
             ready_file: file("ready"),
             node_name: Some(agent.node.into()),
             pod_cidrs: node.families().iter().map(|&family| node.range(family)).collect::<Vec<IpNet>>(),
+            flows: self.flow_table,
         };
         agent.process = Some(AgentProcess::start(node, options)?);
         Ok(())
@@ -355,7 +365,7 @@ impl World {
             End::Pod(key) => self.pod(key)?.address(family),
             End::Node(name) => self.cluster.node(name).address(family),
             End::Service(key) => self.services.get(key).map(|(number, _)| service_address(*number, family)),
-            End::Outside => None,
+            End::Outside => Some(outside_address(family)),
         };
         address.with_context(|| format!("{end:?} has no address of {family:?}"))
     }
@@ -374,6 +384,14 @@ impl World {
     }
 }
 
+/// The address of the host behind the nodes: of the blocks for documentation (RFC 5737, RFC 3849).
+fn outside_address(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(203, 0, 113, 7).into(),
+        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7).into(),
+    }
+}
+
 /// The address of the Service with a number.
 fn service_address(number: u8, family: Family) -> IpAddr {
     match family {
@@ -382,11 +400,40 @@ fn service_address(number: u8, family: Family) -> IpAddr {
     }
 }
 
-/// Has a pod's TCP send again at least once a second, where the kernel can be told (6.15): a connection that was stopped
-/// for long goes on soon after it may.
-fn quicken(pod: &Pod) -> anyhow::Result<()> {
-    pod.run(|| match fs::write("/proc/sys/net/ipv4/tcp_rto_max_ms", "1000") {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        written => written.context("write tcp_rto_max_ms"),
+/// Settings of a namespace's stack, below /proc/sys/net: TCP sends again at least once a second, where the kernel can be
+/// told (6.15), and does not give up. So a connection that was stopped for long goes on soon after it may.
+const PATIENT_TCP: [(&str, &str); 4] = [
+    ("ipv4/tcp_rto_max_ms", "1000"),
+    ("ipv4/tcp_retries2", "255"),
+    ("ipv4/tcp_syn_retries", "127"),
+    ("ipv4/tcp_synack_retries", "127"),
+];
+/// Settings of an interface: a neighbour is asked again soon whether it is still there. So an address that moves to
+/// another pod of a bridge is found there, although nobody announces it as a CNI plugin would.
+const CURIOUS_NEIGHBOUR: [(&str, &str); 5] = [
+    ("base_reachable_time_ms", "500"),
+    ("delay_first_probe_time", "1"),
+    ("retrans_time_ms", "200"),
+    ("ucast_solicit", "1"),
+    // The first time it is asked as long as it takes: until its pod is identified nothing leaves a bridged interface, and
+    // giving up would look like a refusal.
+    ("mcast_solicit", "100"),
+];
+
+/// Makes the stack of a namespace, behind one interface, quicker than the kernel's defaults.
+fn quicken(namespace: &Namespace, link: &str, families: &[Family]) -> anyhow::Result<()> {
+    let mut settings: Vec<(String, &str)> = PATIENT_TCP.map(|(name, value)| (name.to_owned(), value)).to_vec();
+    for family in families {
+        let family = if *family == Family::V4 { "ipv4" } else { "ipv6" };
+        settings.extend(CURIOUS_NEIGHBOUR.map(|(name, value)| (format!("{family}/neigh/{link}/{name}"), value)));
+    }
+    namespace.run(|| {
+        for (name, value) in settings {
+            match fs::write(Path::new("/proc/sys/net").join(&name), value) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && name.ends_with("tcp_rto_max_ms") => {}
+                written => written.with_context(|| format!("write {value} to {name}"))?,
+            }
+        }
+        Ok(())
     })?
 }

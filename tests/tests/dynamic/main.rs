@@ -41,6 +41,21 @@ macro_rules! scripts {
 }
 
 scripts! {
+    c1 "C1-egress-closes-and-opens-on-the-clients-side",
+    c2 "C2-labels-of-the-servers-side-change",
+    c3 "C3-the-servers-address-changes-hands",
+    c4 "C4-answers-pass-as-long-as-their-flow-may",
+    c5 "C5-policies-flap-and-nobody-notices",
+    c6 "C6-agents-crash-while-policies-change",
+    c7 "C7-changes-while-no-agent-runs",
+    c8 "C8-agents-come-to-a-busy-node",
+    c9 "C9-more-connections-than-the-table-holds",
+    c10 "C10-a-pod-returns-under-its-name",
+    c11 "C11-two-living-pods-claim-an-address",
+    c12 "C12-blocks-narrow-under-connections",
+    c13 "C13-a-narrow-path-between-the-nodes",
+    c14 "C14-an-address-changes-hands-while-no-agent-runs",
+    c15 "C15-agents-crash-while-pods-come-and-go",
     r77 "R77-allow-policy-deleted-under-a-connection",
     r78 "R78-allow-widened-then-narrowed",
     r79 "R79-all-policies-deleted",
