@@ -124,8 +124,16 @@ impl Directory {
 
     /// Creates or replaces a policy.
     pub(super) fn put_policy(&self, policy: &Value) -> anyhow::Result<()> {
-        let text = |field: &str| policy["metadata"][field].as_str().with_context(|| format!("a policy has no {field}"));
-        self.write(&file_name("policy", &format!("{}/{}", text("namespace")?, text("name")?)), policy)
+        let text = |field: &str| policy["metadata"][field].as_str();
+        let name = text("name").context("a policy has no name")?;
+        // One of the whole cluster has no namespace.
+        let name = text("namespace").map_or(name.to_owned(), |namespace| format!("{namespace}/{name}"));
+        self.write(&file_name("policy", &name), policy)
+    }
+
+    /// Creates or replaces a Service's object, or one of its EndpointSlices.
+    pub(super) fn put_service(&self, kind: &str, name: &str, object: &Value) -> anyhow::Result<()> {
+        self.write(&file_name(kind, name), object)
     }
 
     /// Takes a policy away.

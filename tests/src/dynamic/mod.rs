@@ -20,4 +20,4 @@ mod socket;
 mod world;
 
 pub use run::run;
-pub use script::{Lack, Script, all, load};
+pub use script::{Script, Step, all, load};

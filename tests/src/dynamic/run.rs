@@ -36,23 +36,17 @@ const POLL: Duration = Duration::from_millis(50);
 const HELD_PATIENCE: Duration = Duration::from_millis(2500);
 
 /// Runs a script on two nodes of a layout. `binaries` are two builds of the agent with one layout of tables; the first
-/// is what it starts with. Steps that lack something are left out.
+/// is what it starts with.
 ///
 /// # Errors
 ///
 /// What is not as the script says, with the step, and what the agents last said.
 pub fn run(script: &Script, layout: Layout, binaries: [&Path; 2]) -> anyhow::Result<()> {
-    if script.lacks.is_some() {
-        return Ok(());
-    }
     let world = World::start(script, layout, binaries).context("the start")?;
     let longest =
         if std::env::var_os("NPOLICY_LONG").is_some_and(|long| long == "1") { Duration::MAX } else { LONGEST };
     let mut run = Run { world, flows: BTreeMap::new(), backgrounds: BTreeMap::new(), longest };
     for (number, step) in (1..).zip(&script.steps) {
-        if step.lacks.is_some() {
-            continue;
-        }
         if let Err(error) = run.step(&step.action) {
             bail!("{} {layout:?}, step {number} ({}): {error:#}\n{}", script.id, step.say, run.world.last_words());
         }

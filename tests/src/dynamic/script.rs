@@ -21,8 +21,6 @@ pub struct Script {
     pub name: String,
     /// Which rule it is about.
     pub why: String,
-    /// What it needs that is not there; then nothing of it is run.
-    pub lacks: Option<Lack>,
     /// Whether agents run before the first step.
     #[serde(default = "yes")]
     pub agents_at_start: bool,
@@ -32,13 +30,6 @@ pub struct Script {
     pub start: Objects,
     /// What is done, in order.
     pub steps: Vec<Step>,
-}
-
-/// What a rig of namespaces, or npolicy itself, does not have.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
-pub enum Lack {
-    /// The kind of policy.
-    ClusterNetworkPolicy,
 }
 
 /// Objects of a cluster.
@@ -151,8 +142,8 @@ pub enum Reference {
 pub struct Step {
     /// In plain words.
     pub say: String,
-    /// What it needs that is not there; then it is left out.
-    pub lacks: Option<Lack>,
+    /// What of it namespaces and manifests cannot do: what, and what it takes.
+    pub left_out: BTreeMap<String, String>,
     /// What is done.
     pub action: Action,
 }
@@ -452,8 +443,9 @@ impl TryFrom<Map<String, Value>> for Step {
 
     fn try_from(mut fields: Map<String, Value>) -> Result<Self, Self::Error> {
         let say = serde_json::from_value(fields.remove("say").unwrap_or_default())?;
-        let lacks = serde_json::from_value(fields.remove("lacks").unwrap_or_default())?;
-        Ok(Self { say, lacks, action: serde_json::from_value(fields.into())? })
+        let left_out = fields.remove("left_out").unwrap_or_else(|| Map::new().into());
+        let left_out = serde_json::from_value(left_out)?;
+        Ok(Self { say, left_out, action: serde_json::from_value(fields.into())? })
     }
 }
 

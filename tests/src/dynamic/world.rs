@@ -17,10 +17,11 @@ use npolicy_agent::rig::{
     Translation,
 };
 use npolicy_common::Family;
+use serde_json::{Value, json};
 use tokio::net::UdpSocket;
 
 use super::manifests::{Directory, PodObject};
-use super::script::{AgentAction, End, Objects, PodSpec, Reference, Script, ServiceSpec, Traffic};
+use super::script::{AgentAction, End, Labels, Objects, PodSpec, Reference, Script, ServiceSpec, Traffic};
 use super::server::{Arrivals, Servers};
 use super::socket;
 
@@ -196,7 +197,7 @@ impl World {
         self.cluster.remove_pod(key)?;
         self.sockets.retain(|(owner, _), _| owner != key);
         self.containers.remove(key);
-        Ok(())
+        self.translate()
     }
 
     /// Ends a pod's containers; its object stays and says how they ended.
@@ -219,22 +220,28 @@ impl World {
         self.translate()
     }
 
-    /// Has the nodes translate the Services' addresses to the pods that are there now.
+    /// Makes the objects of the Services, and has the nodes translate their addresses, for the pods that are there now.
     fn translate(&mut self) -> anyhow::Result<()> {
         let mut translations = Vec::new();
-        for (number, service) in self.services.values() {
-            for &family in self.cluster.families() {
-                let is_backend = |pod: &&Pod| {
-                    let object = self.directory.pod(&pod.key);
-                    pod.key.namespace == service.service.0.namespace
-                        && object
-                            .is_some_and(|object| service.selector.iter().all(|(k, v)| object.labels.get(k) == Some(v)))
-                };
-                let backends = self.cluster.pods().filter(is_backend).filter_map(|pod| pod.address(family));
+        for (key, (number, service)) in &self.services {
+            let families = self.cluster.families();
+            let addresses: Vec<IpAddr> = families.iter().map(|&family| service_address(*number, family)).collect();
+            self.directory.put_service("service", &key.to_string(), &service_object(key, service, &addresses))?;
+            let is_backend = |pod: &&Pod| {
+                let labels = self.directory.pod(&pod.key).map(|object| &object.labels);
+                let is_selected = |labels: &Labels| service.selector.iter().all(|(k, v)| labels.get(k) == Some(v));
+                pod.key.namespace == key.namespace && labels.is_some_and(is_selected)
+            };
+            for (&family, &address) in families.iter().zip(&addresses) {
+                let backends = self.cluster.pods().filter(is_backend);
+                let backends: Vec<(&PodKey, IpAddr)> =
+                    backends.filter_map(|pod| Some((&pod.key, pod.address(family)?))).collect();
+                let name = format!("{key}-{family:?}").to_lowercase();
+                self.directory.put_service("slice", &name, &slice_object(key, service, family, &backends))?;
                 translations.push(Translation {
                     protocol: Protocol::Tcp,
-                    address: SocketAddr::new(service_address(*number, family), service.port),
-                    backends: backends.map(|address| SocketAddr::new(address, service.target_port)).collect(),
+                    address: SocketAddr::new(address, service.port),
+                    backends: backends.iter().map(|(_, ip)| SocketAddr::new(*ip, service.target_port)).collect(),
                     masquerade: false,
                 });
             }
@@ -390,6 +397,39 @@ fn outside_address(family: Family) -> IpAddr {
         Family::V4 => Ipv4Addr::new(203, 0, 113, 7).into(),
         Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7).into(),
     }
+}
+
+fn service_object(key: &PodKey, service: &ServiceSpec, addresses: &[IpAddr]) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"namespace": *key.namespace, "name": *key.name},
+        "spec": {
+            "clusterIP": addresses.first(),
+            "clusterIPs": addresses,
+            "selector": service.selector,
+            "ports": [{"port": service.port, "protocol": "TCP", "targetPort": service.target_port}],
+        },
+    })
+}
+
+fn slice_object(key: &PodKey, service: &ServiceSpec, family: Family, backends: &[(&PodKey, IpAddr)]) -> Value {
+    let endpoint = |(pod, address): &(&PodKey, IpAddr)| {
+        let target = json!({"kind": "Pod", "namespace": *pod.namespace, "name": *pod.name});
+        json!({"addresses": [address], "conditions": {"ready": true}, "targetRef": target})
+    };
+    json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "namespace": *key.namespace,
+            "name": format!("{}-{family:?}", key.name).to_lowercase(),
+            "labels": {"kubernetes.io/service-name": *key.name},
+        },
+        "addressType": if family == Family::V4 { "IPv4" } else { "IPv6" },
+        "ports": [{"port": service.target_port, "protocol": "TCP"}],
+        "endpoints": backends.iter().map(endpoint).collect::<Vec<Value>>(),
+    })
 }
 
 /// The address of the Service with a number.

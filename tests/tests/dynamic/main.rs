@@ -56,6 +56,7 @@ scripts! {
     c13 "C13-a-narrow-path-between-the-nodes",
     c14 "C14-an-address-changes-hands-while-no-agent-runs",
     c15 "C15-agents-crash-while-pods-come-and-go",
+    c16 "C16-a-services-backends-change-under-connections",
     r77 "R77-allow-policy-deleted-under-a-connection",
     r78 "R78-allow-widened-then-narrowed",
     r79 "R79-all-policies-deleted",
@@ -96,17 +97,22 @@ fn what_is_left_out_is_known() {
     let mut left_out = String::new();
     for name in all().expect("the scripts") {
         let script = load(&name).expect("a script");
-        if let Some(lack) = script.lacks {
-            left_out += &format!("{}: all steps: {lack:?}\n", script.id);
-        }
         for (number, step) in (1..).zip(&script.steps) {
-            if let Some(lack) = step.lacks {
-                left_out += &format!("{} step {number} ({}): {lack:?}\n", script.id, step.say);
+            for (what, takes) in &step.left_out {
+                left_out += &format!("{} step {number}: {what}: {takes}\n", script.id);
             }
         }
     }
     expect![[r#"
-        R89: all steps: ClusterNetworkPolicy
+        R101 step 1: a Deployment that makes the pod: an API server
+        R81 step 1: Jobs that a controller makes: an API server
+        R82 step 2: init containers before the main one: a kubelet
+        R82 step 2: the time before the programs are there: a chained CNI step
+        R82 step 4: init containers before the main one: a kubelet
+        R82 step 4: the time before the programs are there: a chained CNI step
+        R85 step 2: the signal and a preStop hook: a kubelet
+        R86 step 2: saying so: a kubelet
+        T15 step 1: init containers: a kubelet
     "#]]
     .assert_eq(&left_out);
 }
