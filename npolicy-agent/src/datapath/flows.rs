@@ -36,6 +36,15 @@ impl Flows {
         swept
     }
 
+    /// Erases the entries that were made under a generation, all but TCP's, whose direction a SYN or a socket told.
+    ///
+    /// Whoever sends the first packet that is seen counts as the opener. On an interface with only one of the programs
+    /// yet, that may be an answer; taken for the opener, it would have its exchange judged the wrong way round.
+    pub(super) fn forget_openers(&self, generation: u32) {
+        forget_openers_in(&self.v4, 2, generation);
+        forget_openers_in(&self.v6, 4, generation);
+    }
+
     /// Endpoint numbers that stand in some entry.
     pub(super) fn endpoints(&self) -> FxHashSet<u16> {
         let v4 = keys(&self.v4, 2).map(|(_, _, key)| key.endpoint());
@@ -51,6 +60,13 @@ fn keys<T>(table: &MappedArray<T>, words: usize) -> impl Iterator<Item = (u32, u
             .map(move |way| (bucket, way * words, FlowData(table.load64(bucket, way * words))))
             .filter(|(_, _, key)| !key.is_free())
     })
+}
+
+fn forget_openers_in<T>(table: &MappedArray<T>, words: usize, generation: u32) {
+    let is_guess = |key: FlowData| key.protocol() != FlowProtocol::Tcp && key.generation() == generation;
+    for (bucket, word, _) in keys(table, words).filter(|&(_, _, key)| is_guess(key)) {
+        table.store64(bucket, word, 0);
+    }
 }
 
 fn sweep_table<T>(
@@ -122,5 +138,25 @@ mod tests {
             assert_eq!(flows.v6.load64(at as u32 / 4, at % 4 * 4) != 0, is_kept, "case {at}");
         }
         assert_eq!(flows.endpoints(), FxHashSet::from_iter([1, 2]));
+    }
+    #[test]
+    fn forgets_who_opened_what_under_a_generation_but_not_for_tcp() {
+        let flows = Flows { v4: array(1), v6: array(1) };
+        let cases = [
+            (key(1, FlowProtocol::Tcp, 0, 1), true),
+            (key(1, FlowProtocol::Udp, 0, 1), false),
+            (key(2, FlowProtocol::Other, 0, 1), false),
+            (key(2, FlowProtocol::Sctp, 0, 2), true),
+        ];
+        for (at, (key, _)) in cases.into_iter().enumerate() {
+            flows.v4.store64(0, at * 2, key.0);
+            flows.v6.store64(0, at * 4, key.0);
+        }
+        flows.forget_openers(1);
+        for (at, (key, is_kept)) in cases.into_iter().enumerate() {
+            let expected = if is_kept { key.0 } else { 0 };
+            assert_eq!(flows.v4.load64(0, at * 2), expected, "case {at}");
+            assert_eq!(flows.v6.load64(0, at * 4), expected, "case {at}");
+        }
     }
 }

@@ -9,6 +9,9 @@ use rustc_hash::FxHashSet;
 use super::maps::{Keyed, MappedArray};
 use super::slots::Slots;
 
+/// Generation of a line's first word, while nobody knows whose it is.
+pub(super) const FIRST_GENERATION: u32 = 1;
+
 /// A line as it stands in memory.
 fn words(line: &EndpointLine) -> [u64; 8] {
     let EndpointLine {
@@ -185,7 +188,7 @@ impl Lines {
         }
         let Some(endpoint) = self.endpoints.take() else { return Ok(false) };
         let new = EndpointLine {
-            word: EndpointWord::new(RulesetId::UNIDENTIFIED, RulesetId::UNIDENTIFIED, 1),
+            word: EndpointWord::new(RulesetId::UNIDENTIFIED, RulesetId::UNIDENTIFIED, FIRST_GENERATION),
             ifindex,
             endpoint: endpoint as u16,
             slot: self.slots.take().unwrap_or(0) as u16,

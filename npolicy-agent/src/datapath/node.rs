@@ -15,6 +15,7 @@ use super::counters::{Counters, EndpointCounters};
 use super::error::DatapathError;
 use super::flows::Flows;
 use super::grace::Grace;
+use super::lines::FIRST_GENERATION;
 use super::load;
 use super::maps::MappedArray;
 use super::pin::PinDir;
@@ -77,6 +78,8 @@ pub struct Datapath {
     is_adopted: bool,
     /// Whether interfaces that come now came under this agent's eyes.
     has_published: bool,
+    /// Whether flows are still remembered from before the pods were known.
+    has_early_flows: bool,
     // Last: its lock goes when everything else is gone.
     _pin: PinDir,
 }
@@ -113,6 +116,7 @@ impl Datapath {
             jiffies,
             is_adopted: opened.is_adopted,
             has_published: false,
+            has_early_flows: false,
             _pin: pin,
         };
         datapath.drop_lines_without_links()?;
@@ -226,7 +230,12 @@ impl Datapath {
     ///
     /// [`DatapathError::Kernel`]; what was waiting keeps waiting.
     pub fn settle(&mut self) -> Result<(), DatapathError> {
-        self.publisher.settle()
+        self.publisher.settle()?;
+        if std::mem::take(&mut self.has_early_flows) {
+            // Both programs are everywhere by now, and nobody judges by a line's first word any more.
+            self.flows.forget_openers(FIRST_GENERATION);
+        }
+        Ok(())
     }
 
     /// Ends the time in which pods that are not identified are accepted; to be called once all known pods are published.
@@ -236,6 +245,7 @@ impl Datapath {
     ///
     /// [`DatapathError::Kernel`].
     pub fn identify_from_now_on(&mut self) -> Result<(), DatapathError> {
+        self.has_early_flows |= self.accepts_unidentified();
         self.publisher.identify_from_now_on()
     }
 

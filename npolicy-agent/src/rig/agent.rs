@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use ipnet::IpNet;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::error::{Attempt, Result, RigError};
@@ -33,6 +34,12 @@ pub struct AgentOptions {
     pub drop_format: Format,
     /// Where it says what it has published.
     pub ready_file: PathBuf,
+    /// The node it is told to be on: pods of other nodes are peers only. None: every pod of the manifests may be here.
+    pub node_name: Option<String>,
+    /// Addresses that belong to pods: an interface with one is guarded before a manifest names it.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Flows that each family's table has room for. None: the usual number.
+    pub flows: Option<u32>,
 }
 
 /// A running agent. Dropping it kills it; what it pinned stays.
@@ -74,6 +81,15 @@ impl AgentProcess {
             .stderr(Stdio::piped())
             // Ctrl-C at the terminal is for the parent alone.
             .process_group(0);
+        if let Some(name) = &options.node_name {
+            command.arg("--node-name").arg(name);
+        }
+        for range in &options.pod_cidrs {
+            command.arg("--pod-cidrs").arg(range.to_string());
+        }
+        if let Some(flows) = options.flows {
+            command.arg("--flows").arg(flows.to_string());
+        }
         // A file of an earlier agent would be taken for this one's.
         match fs::remove_file(&options.ready_file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -12,6 +12,9 @@ use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, Ro
 use super::error::{Attempt, Result};
 use super::namespace::Namespace;
 
+/// Link-layer address of every bridge: each is on a link of its own. Locally administered.
+const BRIDGE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
 /// An interface: its number and its link-layer address.
 #[derive(Clone, Debug)]
 pub(super) struct Link {
@@ -67,9 +70,11 @@ impl Netlink {
         added.attempt(|| format!("make veth {name} in {}", self.owner))
     }
 
-    /// Makes a bridge, up.
+    /// Makes a bridge, up. Its address is its own: left to the kernel it would be the lowest of the ports', and change
+    /// under the neighbours' feet whenever a port comes or goes.
     pub(super) async fn add_bridge(&self, name: &str) -> Result<()> {
-        let added = self.handle.link().add(LinkBridge::new(name).build()).execute().await;
+        let bridge = LinkBridge::new(name).address(BRIDGE_MAC.to_vec()).build();
+        let added = self.handle.link().add(bridge).execute().await;
         added.attempt(|| format!("make bridge {name} in {}", self.owner))
     }
 
@@ -96,6 +101,12 @@ impl Netlink {
         set.attempt(|| format!("set interface {index} up in {}", self.owner))
     }
 
+    /// Sets the largest packet that an interface sends, in bytes.
+    pub(super) async fn set_mtu(&self, index: u32, mtu: u32) -> Result<()> {
+        let set = self.handle.link().set(LinkUnspec::new_with_index(index).mtu(mtu).build()).execute().await;
+        set.attempt(|| format!("set the MTU of interface {index} to {mtu} in {}", self.owner))
+    }
+
     /// Deletes an interface, and its peer with it.
     pub(super) async fn delete(&self, index: u32) -> Result<()> {
         let deleted = self.handle.link().del(index).execute().await;
@@ -120,30 +131,40 @@ impl Netlink {
 
     /// Adds a route.
     pub(super) async fn add_route(&self, to: IpAddr, prefix_length: u8, index: u32, hop: Hop) -> Result<()> {
-        let route: RouteMessage = match to {
-            IpAddr::V4(to) => {
-                let route = RouteMessageBuilder::<Ipv4Addr>::new()
-                    .destination_prefix(to, prefix_length)
-                    .output_interface(index);
-                match hop {
-                    Hop::Via(IpAddr::V4(gateway)) => route.gateway(gateway),
-                    Hop::Via(IpAddr::V6(gateway)) => route.via(gateway),
-                    Hop::OnLink => route.scope(RouteScope::Link),
-                }
-                .build()
-            }
-            IpAddr::V6(to) => {
-                let route = RouteMessageBuilder::<Ipv6Addr>::new()
-                    .destination_prefix(to, prefix_length)
-                    .output_interface(index);
-                match hop {
-                    Hop::Via(IpAddr::V6(gateway)) => route.gateway(gateway),
-                    Hop::Via(IpAddr::V4(_)) | Hop::OnLink => route,
-                }
-                .build()
-            }
-        };
-        let added = self.handle.route().add(route).execute().await;
+        let added = self.handle.route().add(route(to, prefix_length, Some((index, hop)))).execute().await;
         added.attempt(|| format!("add route {to}/{prefix_length} in {}", self.owner))
+    }
+
+    /// Takes the route to this destination away.
+    pub(super) async fn remove_route(&self, to: IpAddr, prefix_length: u8) -> Result<()> {
+        let removed = self.handle.route().del(route(to, prefix_length, None)).execute().await;
+        removed.attempt(|| format!("remove route {to}/{prefix_length} in {}", self.owner))
+    }
+}
+
+/// A route in full, or as far as the kernel needs it to find one.
+fn route(to: IpAddr, prefix_length: u8, way: Option<(u32, Hop)>) -> RouteMessage {
+    match to {
+        IpAddr::V4(to) => {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, prefix_length);
+            let Some((index, hop)) = way else { return route.scope(RouteScope::NoWhere).build() };
+            let route = route.output_interface(index);
+            match hop {
+                Hop::Via(IpAddr::V4(gateway)) => route.gateway(gateway),
+                Hop::Via(IpAddr::V6(gateway)) => route.via(gateway),
+                Hop::OnLink => route.scope(RouteScope::Link),
+            }
+            .build()
+        }
+        IpAddr::V6(to) => {
+            let route = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, prefix_length);
+            let Some((index, hop)) = way else { return route.build() };
+            let route = route.output_interface(index);
+            match hop {
+                Hop::Via(IpAddr::V6(gateway)) => route.gateway(gateway),
+                Hop::Via(IpAddr::V4(_)) | Hop::OnLink => route,
+            }
+            .build()
+        }
     }
 }
