@@ -32,6 +32,14 @@ pub fn require_root() -> bool {
     require((!rustix::process::geteuid().is_root()).then_some("network namespaces take root"))
 }
 
+/// Whether tests with clusters of several nodes can run here.
+#[track_caller]
+pub fn require_cluster() -> bool {
+    let has_nft = Command::new("nft").arg("--version").output().is_ok_and(|output| output.status.success());
+    require_root()
+        && require((!has_nft).then_some("translating Service addresses takes `nft`: apt-get install nftables"))
+}
+
 /// The `npolicy` binary that belongs to the running tests, built first.
 pub fn npolicy_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();

@@ -46,6 +46,13 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 /// Takes the steps of this command as part of `report`.
 pub(crate) fn steps(args: &Args, report: &mut Report) {
     report.step("build the tests", || process::run(cargo_test(args).arg("--no-run")).into());
+    report.step("set up what the tests use", || match setup::test_tools() {
+        Ok(None) => Outcome::Done,
+        // The tests that miss it say so themselves.
+        Ok(Some(missing)) => Outcome::Skipped(missing),
+        Err(error) if !required() => Outcome::Skipped(format!("{error:#}")),
+        Err(error) => Outcome::Failed(format!("{error:#}")),
+    });
     let mut totals = Totals::default();
     report.step("run the tests", || match run_tests(&mut cargo_test(args), &mut totals) {
         Ok(()) => Outcome::Done,

@@ -33,6 +33,8 @@ pub struct AgentOptions {
     pub drop_format: Format,
     /// Where it says what it has published.
     pub ready_file: PathBuf,
+    /// The node it is told to be on: pods of other nodes are peers only. None: every pod of the manifests may be here.
+    pub node_name: Option<String>,
 }
 
 /// A running agent. Dropping it kills it; what it pinned stays.
@@ -74,6 +76,9 @@ impl AgentProcess {
             .stderr(Stdio::piped())
             // Ctrl-C at the terminal is for the parent alone.
             .process_group(0);
+        if let Some(name) = &options.node_name {
+            command.arg("--node-name").arg(name);
+        }
         // A file of an earlier agent would be taken for this one's.
         match fs::remove_file(&options.ready_file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -79,6 +79,9 @@ pub enum RigError {
         /// How many pods a node can hold.
         capacity: u32,
     },
+    /// The command that translates addresses is missing.
+    #[error("there is no `nft` command, which translates Service addresses: apt-get install nftables")]
+    NoNft,
     /// The agent ended, or did not do in time what it was asked.
     #[error("the agent {what}; its last lines:\n{log}")]
     Agent {

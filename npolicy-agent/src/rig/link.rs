@@ -120,30 +120,40 @@ impl Netlink {
 
     /// Adds a route.
     pub(super) async fn add_route(&self, to: IpAddr, prefix_length: u8, index: u32, hop: Hop) -> Result<()> {
-        let route: RouteMessage = match to {
-            IpAddr::V4(to) => {
-                let route = RouteMessageBuilder::<Ipv4Addr>::new()
-                    .destination_prefix(to, prefix_length)
-                    .output_interface(index);
-                match hop {
-                    Hop::Via(IpAddr::V4(gateway)) => route.gateway(gateway),
-                    Hop::Via(IpAddr::V6(gateway)) => route.via(gateway),
-                    Hop::OnLink => route.scope(RouteScope::Link),
-                }
-                .build()
-            }
-            IpAddr::V6(to) => {
-                let route = RouteMessageBuilder::<Ipv6Addr>::new()
-                    .destination_prefix(to, prefix_length)
-                    .output_interface(index);
-                match hop {
-                    Hop::Via(IpAddr::V6(gateway)) => route.gateway(gateway),
-                    Hop::Via(IpAddr::V4(_)) | Hop::OnLink => route,
-                }
-                .build()
-            }
-        };
-        let added = self.handle.route().add(route).execute().await;
+        let added = self.handle.route().add(route(to, prefix_length, Some((index, hop)))).execute().await;
         added.attempt(|| format!("add route {to}/{prefix_length} in {}", self.owner))
+    }
+
+    /// Takes the route to this destination away.
+    pub(super) async fn remove_route(&self, to: IpAddr, prefix_length: u8) -> Result<()> {
+        let removed = self.handle.route().del(route(to, prefix_length, None)).execute().await;
+        removed.attempt(|| format!("remove route {to}/{prefix_length} in {}", self.owner))
+    }
+}
+
+/// A route in full, or as far as the kernel needs it to find one.
+fn route(to: IpAddr, prefix_length: u8, way: Option<(u32, Hop)>) -> RouteMessage {
+    match to {
+        IpAddr::V4(to) => {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, prefix_length);
+            let Some((index, hop)) = way else { return route.scope(RouteScope::NoWhere).build() };
+            let route = route.output_interface(index);
+            match hop {
+                Hop::Via(IpAddr::V4(gateway)) => route.gateway(gateway),
+                Hop::Via(IpAddr::V6(gateway)) => route.via(gateway),
+                Hop::OnLink => route.scope(RouteScope::Link),
+            }
+            .build()
+        }
+        IpAddr::V6(to) => {
+            let route = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, prefix_length);
+            let Some((index, hop)) = way else { return route.build() };
+            let route = route.output_interface(index);
+            match hop {
+                Hop::Via(IpAddr::V6(gateway)) => route.gateway(gateway),
+                Hop::Via(IpAddr::V4(_)) | Hop::OnLink => route,
+            }
+            .build()
+        }
     }
 }

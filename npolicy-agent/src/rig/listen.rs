@@ -1,4 +1,4 @@
-//! Servers inside a pod: they answer what reaches them.
+//! Servers inside a pod, or another namespace: they answer what reaches them.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::error::{Attempt, Result};
+use super::namespace::Namespace;
 use super::pod::Pod;
 use super::probe::Protocol;
 use super::sctp::{self, SctpMeans};
@@ -24,7 +25,7 @@ pub struct Service {
     pub port: u16,
 }
 
-/// Running servers of one pod: each sends back what it receives. They stop when this is dropped.
+/// Running servers of one namespace: each sends back what it receives. They stop when this is dropped.
 #[derive(Debug)]
 pub struct Listeners {
     stop: Option<oneshot::Sender<()>>,
@@ -34,12 +35,23 @@ pub struct Listeners {
 impl Listeners {
     /// Serves every service on each of the pod's addresses. All of them listen when it returns.
     pub fn start(pod: &Pod, services: &[Service], sctp: SctpMeans) -> Result<Self> {
+        Self::start_at(&pod.key.to_string(), &pod.namespace, pod.addresses().collect(), services, sctp)
+    }
+
+    /// Serves every service on each of these addresses of a namespace; `name` is for messages. All of them listen when it
+    /// returns.
+    pub fn start_at(
+        name: &str,
+        namespace: &Namespace,
+        addresses: Vec<IpAddr>,
+        services: &[Service],
+        sctp: SctpMeans,
+    ) -> Result<Self> {
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = std::sync::mpsc::channel();
-        let addresses: Vec<IpAddr> = pod.addresses().collect();
         let services = services.to_vec();
-        let name = pod.key.to_string();
-        let thread = pod.namespace.spawn(&name.clone(), move || {
+        let name = name.to_owned();
+        let thread = namespace.spawn(&name.clone(), move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()

@@ -7,10 +7,12 @@ use std::path::Path;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use npolicy_common::Family;
 
+use super::address::{family_of, host_length, host_of, unspecified};
 use super::error::{Result, RigError};
 use super::link::{Hop, Link, Netlink};
 use super::namespace::Namespace;
 use super::pod::{Pod, PodSettings};
+use super::translation::{Translation, Translator};
 use crate::model::PodKey;
 
 /// How a node joins its pods.
@@ -37,10 +39,12 @@ pub struct NodeSettings {
 #[derive(Debug)]
 pub struct Node {
     settings: NodeSettings,
+    addresses: Vec<IpAddr>,
     namespace: Namespace,
     families: Vec<Family>,
     bridge: Option<u32>,
     pods: BTreeMap<PodKey, Pod>,
+    translator: Translator,
     /// Counts the pods ever made, for the names of their interfaces.
     made: u32,
 }
@@ -58,20 +62,34 @@ const FIRST_HOST: u32 = 10;
 const LAST_HOST: u32 = 254;
 
 impl Node {
-    /// Makes a node without pods.
+    /// Makes a node without pods, with one address of each family that the kernel has.
     pub fn new(settings: NodeSettings) -> Result<Self> {
+        let addresses = families_of_kernel().into_iter().map(|family| own_address(settings.number, family)).collect();
+        Self::with_addresses(settings, addresses)
+    }
+
+    /// Makes a node without pods that has these addresses, at most one a family. Its pods get addresses of the same
+    /// families.
+    pub fn with_addresses(settings: NodeSettings, addresses: Vec<IpAddr>) -> Result<Self> {
         let namespace = Namespace::new()?;
-        let mut families = vec![Family::V4];
-        // A namespace made by a kernel without IPv6 has no such directory.
-        if namespace.run(|| Path::new("/proc/sys/net/ipv6").exists())? {
-            families.push(Family::V6);
-        }
-        let mut node = Self { settings, namespace, families, bridge: None, pods: BTreeMap::new(), made: 0 };
+        let families: Vec<Family> = addresses.iter().map(|&address| family_of(address)).collect();
+        let mut node = Self {
+            settings,
+            addresses,
+            namespace,
+            families,
+            bridge: None,
+            pods: BTreeMap::new(),
+            translator: Translator::default(),
+            made: 0,
+        };
         node.namespace.set("ipv4/ip_forward", "1")?;
         if node.has(Family::V6) {
             node.namespace.set("ipv6/conf/all/forwarding", "1")?;
         }
         prepare_links(&node.namespace, node.has(Family::V6))?;
+        let_everybody_ping(&node.namespace)?;
+        refuse_at_once(&node.namespace, node.has(Family::V6))?;
         let owner = node.owner();
         let bridge = Netlink::within(&node.namespace, &owner, async |netlink| {
             let loopback = netlink.link("lo").await?;
@@ -106,18 +124,19 @@ impl Node {
         &self.namespace
     }
 
-    /// The families the kernel has.
+    /// The families of its addresses: every one that the kernel has, if it was not given other addresses.
     pub fn families(&self) -> &[Family] {
         &self.families
     }
 
     /// The node's own addresses, one of each family.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        let number = self.settings.number;
-        self.families.iter().map(move |family| match family {
-            Family::V4 => IpAddr::V4(Ipv4Addr::new(10, 243, 0, number)),
-            Family::V6 => IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0x243, 0, 0, 0, 0, number.into())),
-        })
+        self.addresses.iter().copied()
+    }
+
+    /// Its address of one family.
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        self.addresses().find(|&address| family_of(address) == family)
     }
 
     /// Where pods without an address of their own get one.
@@ -142,28 +161,68 @@ impl Node {
     /// Makes a pod and joins it to the node. Where it comes back, every address answers at once.
     pub fn add_pod(&mut self, settings: PodSettings) -> Result<&Pod> {
         let (ipv4, ipv6) = self.allot(&settings)?;
-        let PodSettings { key, addresses: _ } = settings;
+        let pod = self.make_pod(settings.key, (ipv4, ipv6), self.settings.layout)?;
+        Ok(self.pods.entry(pod.key.clone()).insert_entry(pod).into_mut())
+    }
+
+    /// Makes something that is like a pod but none, a container of the node's own say: the node forwards its packets
+    /// under an address of its own. It is always routed, and not among [`Node::pods`].
+    pub fn add_guest(&mut self) -> Result<Pod> {
+        let key = PodKey { namespace: "guests".into(), name: self.settings.name.as_str().into() };
+        let (mut ipv4, mut ipv6) = (None, None);
+        for &family in &self.families {
+            match host_of(guest_range(self.settings.number, family), 1) {
+                IpAddr::V4(address) => ipv4 = Some(address),
+                IpAddr::V6(address) => ipv6 = Some(address),
+            }
+        }
+        let guest = self.make_pod(key, (ipv4, ipv6), Layout::Routed)?;
+        let own: Vec<(IpNet, IpAddr)> =
+            self.addresses().map(|address| (guest_range(self.settings.number, family_of(address)), address)).collect();
+        self.translator.hide(&self.namespace, &self.owner(), own)?;
+        Ok(guest)
+    }
+
+    /// Translates these Service addresses, and no others, for packets that the node forwards or makes itself. A bridged
+    /// pod does not reach itself through them. Takes the `nft` command.
+    pub fn translate(&mut self, services: Vec<Translation>) -> Result<()> {
+        let owner = self.owner();
+        self.translator.translate(&self.namespace, &owner, services)
+    }
+
+    /// Masquerades what leaves by an interface for anywhere but these ranges.
+    pub(super) fn masquerade(&mut self, link: &str, inside: Vec<IpNet>) -> Result<()> {
+        let owner = self.owner();
+        self.translator.masquerade(&self.namespace, &owner, link, inside)
+    }
+
+    fn make_pod(
+        &mut self,
+        key: PodKey,
+        (ipv4, ipv6): (Option<Ipv4Addr>, Option<Ipv6Addr>),
+        layout: Layout,
+    ) -> Result<Pod> {
         let namespace = Namespace::new()?;
         prepare_links(&namespace, self.has(Family::V6))?;
-        // Every group may send echo requests by an ICMP socket.
-        namespace.set("ipv4/ping_group_range", "0 2147483647")?;
+        let_everybody_ping(&namespace)?;
 
         self.made += 1;
         let host_link = format!("veth{}", self.made);
+        let bridge = self.bridge.filter(|_| layout == Layout::Bridged);
         let owner = self.owner();
         let host = Netlink::within(&self.namespace, &owner, async |netlink| {
             netlink.add_veth(&host_link, POD_LINK, &namespace).await?;
             let host = netlink.link(&host_link).await?;
-            netlink.set_up(host.index, self.bridge).await?;
-            if self.bridge.is_none() && ipv6.is_some() {
+            netlink.set_up(host.index, bridge).await?;
+            if bridge.is_none() && ipv6.is_some() {
                 // Also what the node asks for its pods' link-layer addresses from; the kernel's own takes a moment.
                 netlink.add_address(host.index, ROUTED_GATEWAY_V6, 64).await?;
             }
             Ok(host)
         })?;
-        let pod = Pod { key: key.clone(), ipv4, ipv6, namespace, host_link, host_ifindex: host.index };
-        self.configure_pod(&pod, &host)?;
-        if self.bridge.is_none() {
+        let pod = Pod { key, ipv4, ipv6, namespace, host_link, host_ifindex: host.index };
+        self.configure_pod(&pod, &host, layout)?;
+        if bridge.is_none() {
             Netlink::within(&self.namespace, &owner, async |netlink| {
                 for address in pod.addresses() {
                     netlink.add_route(address, host_length(address), host.index, Hop::OnLink).await?;
@@ -171,7 +230,7 @@ impl Node {
                 Ok(())
             })?;
         }
-        Ok(self.pods.entry(key).insert_entry(pod).into_mut())
+        Ok(pod)
     }
 
     /// Takes a pod's interface away; its namespace ends with the last [`Pod`] and socket of it.
@@ -181,14 +240,14 @@ impl Node {
     }
 
     /// Inside the pod: loopback, addresses, and the way out.
-    fn configure_pod(&self, pod: &Pod, host: &Link) -> Result<()> {
+    fn configure_pod(&self, pod: &Pod, host: &Link, layout: Layout) -> Result<()> {
         Netlink::within(&pod.namespace, &format!("pod {}", pod.key), async |netlink| {
             netlink.set_up(netlink.link("lo").await?.index, None).await?;
             let link = netlink.link(POD_LINK).await?;
             netlink.set_up(link.index, None).await?;
             for address in pod.addresses() {
                 let family = family_of(address);
-                let gateway = match self.settings.layout {
+                let gateway = match layout {
                     Layout::Routed => {
                         netlink.add_address(link.index, address, host_length(address)).await?;
                         let gateway = match family {
@@ -267,13 +326,39 @@ impl Node {
         self.families.contains(&family)
     }
 
-    fn owner(&self) -> String {
+    pub(super) fn owner(&self) -> String {
         format!("node {}", self.settings.name)
     }
 }
 
+/// The families that namespaces of this machine have.
+fn families_of_kernel() -> Vec<Family> {
+    let mut families = vec![Family::V4];
+    // A kernel without IPv6 has no such directory.
+    if Path::new("/proc/sys/net/ipv6").exists() {
+        families.push(Family::V6);
+    }
+    families
+}
+
+/// The address of a node that was not given one.
+pub(super) fn own_address(number: u8, family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 243, 0, number).into(),
+        Family::V6 => Ipv6Addr::new(0xfd00, 0x10, 0x243, 0, 0, 0, 0, number.into()).into(),
+    }
+}
+
+/// Where a node's guest gets its addresses from: of the ranges for tests of network devices, which nobody else uses.
+fn guest_range(number: u8, family: Family) -> IpNet {
+    match family {
+        Family::V4 => Ipv4Net::new_assert(Ipv4Addr::new(198, 18, number, 0), 24).into(),
+        Family::V6 => Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 2, 0, number.into(), 0, 0, 0, 0), 64).into(),
+    }
+}
+
 /// Makes link-local addresses of later interfaces usable soon, and keeps routers out.
-fn prepare_links(namespace: &Namespace, ipv6: bool) -> Result<()> {
+pub(super) fn prepare_links(namespace: &Namespace, ipv6: bool) -> Result<()> {
     if ipv6 {
         namespace.set("ipv6/conf/all/accept_dad", "0")?;
         namespace.set("ipv6/conf/default/accept_dad", "0")?;
@@ -282,31 +367,16 @@ fn prepare_links(namespace: &Namespace, ipv6: bool) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn family_of(address: IpAddr) -> Family {
-    match address {
-        IpAddr::V4(_) => Family::V4,
-        IpAddr::V6(_) => Family::V6,
+/// Takes the kernel's limit off ICMP errors: a refusal that is not sent would look like a denial.
+pub(super) fn refuse_at_once(namespace: &Namespace, ipv6: bool) -> Result<()> {
+    namespace.set("ipv4/icmp_ratemask", "0")?;
+    if ipv6 {
+        namespace.set("ipv6/icmp/ratelimit", "0")?;
     }
+    Ok(())
 }
 
-fn host_length(address: IpAddr) -> u8 {
-    match address {
-        IpAddr::V4(_) => 32,
-        IpAddr::V6(_) => 128,
-    }
-}
-
-fn unspecified(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
-        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
-    }
-}
-
-/// The address with this host number in a range.
-fn host_of(range: IpNet, host: u32) -> IpAddr {
-    match range {
-        IpNet::V4(range) => Ipv4Addr::from_bits(range.network().to_bits() | host).into(),
-        IpNet::V6(range) => Ipv6Addr::from_bits(range.network().to_bits() | u128::from(host)).into(),
-    }
+/// Lets every group send echo requests by an ICMP socket.
+pub(super) fn let_everybody_ping(namespace: &Namespace) -> Result<()> {
+    namespace.set("ipv4/ping_group_range", "0 2147483647")
 }

@@ -11,12 +11,15 @@ const ECHO_REQUEST_V4: u8 = 8;
 const ECHO_REQUEST_V6: u8 = 128;
 
 /// Sends one echo request and waits for its reply.
-pub(super) async fn echo(to: IpAddr) -> io::Result<()> {
+pub(super) async fn echo(own: SocketAddr, to: IpAddr) -> io::Result<()> {
     let (family, protocol, kind) = match to {
         IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP, ECHO_REQUEST_V4),
         IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6, ECHO_REQUEST_V6),
     };
     let socket = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, Some(protocol))?;
+    if !own.ip().is_unspecified() {
+        rustix::net::bind(&socket, &own)?;
+    }
     let socket = UdpSocket::from_std(socket.into())?;
     socket.connect(SocketAddr::new(to, 0)).await?;
     let request = [kind, 0, 0, 0, 0, 0, 0, 1, b'n', b'p', b'o', b'l', b'i', b'c', b'y', 0];

@@ -3,20 +3,23 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::address::{family_of, unspecified};
 use super::error::{Attempt, Result};
+use super::namespace::Namespace;
 use super::ping;
 use super::pod::Pod;
 use super::sctp::{self, SctpMeans};
+use crate::model::PodKey;
 
 /// What a probe speaks.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -90,26 +93,86 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// How long the first attempt of a probe waits. Shorter than the kernel's first SYN timeout (1 s).
-const FIRST_PATIENCE: Duration = Duration::from_millis(600);
-/// How long the second attempt waits, after silence: long enough that a busy machine is not taken for a denial, and for
-/// the kernel to send its SYN again twice.
-const SECOND_PATIENCE: Duration = Duration::from_millis(3500);
-/// Probes of one pod under way at a time.
+/// Where probes start: a network namespace, and the addresses they leave by.
+#[derive(Clone, Debug)]
+pub struct Source {
+    name: String,
+    namespace: Namespace,
+    addresses: Vec<IpAddr>,
+}
+
+impl Source {
+    /// A namespace by a name of its own. The kernel picks each probe's address.
+    pub fn new(name: impl Into<String>, namespace: &Namespace) -> Self {
+        Self { name: name.into(), namespace: namespace.clone(), addresses: Vec::new() }
+    }
+
+    /// Probes leave by these addresses, at most one a family.
+    pub fn leaving_by(mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        self.addresses = addresses.into_iter().collect();
+        self
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The address by which a probe leaves for `to`.
+    fn address_towards(&self, to: IpAddr) -> IpAddr {
+        let family = family_of(to);
+        self.addresses.iter().copied().find(|&own| family_of(own) == family).unwrap_or(unspecified(family))
+    }
+}
+
+impl From<&Pod> for Source {
+    fn from(pod: &Pod) -> Self {
+        Self::new(pod.key.to_string(), &pod.namespace)
+    }
+}
+
+/// How long each attempt of a probe waits for an answer; silence after the last is [`Outcome::Deny`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Patience(pub &'static [Duration]);
+
+impl Patience {
+    /// Two attempts. The first is shorter than the kernel's first SYN timeout (1 s). The second is long enough that a busy
+    /// machine is not taken for a denial, and for the kernel to send its SYN again twice.
+    pub const THOROUGH: Self = Self(&[Duration::from_millis(600), Duration::from_millis(3500)]);
+    /// One attempt, for probes of which nothing but silence is expected: an answer takes a few milliseconds.
+    pub const BRIEF: Self = Self(&[Duration::from_millis(500)]);
+}
+
+/// Probes of one source under way at a time.
 const PARALLEL: usize = 64;
 
 /// Asks all questions, each source pod's in parallel; the outcomes come in the order of the questions. A silent probe is
 /// made twice. `done` is called after each.
 pub fn probe_all(probes: &[(&Pod, Probe)], sctp: SctpMeans, done: impl Fn() + Sync) -> Result<Vec<Outcome>> {
-    let mut by_source: BTreeMap<_, (&Pod, Vec<(usize, Probe)>)> = BTreeMap::new();
-    for (place, &(source, probe)) in probes.iter().enumerate() {
-        by_source.entry(&source.key).or_insert((source, Vec::new())).1.push((place, probe));
+    let mut sources: BTreeMap<&PodKey, Source> = BTreeMap::new();
+    for (pod, _) in probes {
+        sources.entry(&pod.key).or_insert_with(|| Source::from(*pod));
     }
-    let mut outcomes = vec![Outcome::Deny; probes.len()];
+    let asked: Vec<_> = probes.iter().map(|(pod, probe)| (&sources[&pod.key], *probe, Patience::THOROUGH)).collect();
+    probe_each(&asked, sctp, done)
+}
+
+/// Asks all questions, each source's in parallel; the outcomes come in the order of the questions. Sources of one name
+/// are one. `done` is called after each.
+pub fn probe_each(
+    asked: &[(&Source, Probe, Patience)],
+    sctp: SctpMeans,
+    done: impl Fn() + Sync,
+) -> Result<Vec<Outcome>> {
+    let mut by_source: BTreeMap<_, (&Source, Vec<Numbered>)> = BTreeMap::new();
+    for (place, &(source, probe, patience)) in asked.iter().enumerate() {
+        by_source.entry(&source.name).or_insert((source, Vec::new())).1.push((place, probe, patience));
+    }
+    let mut outcomes = vec![Outcome::Deny; asked.len()];
     thread::scope(|scope| {
         let sources: Vec<_> = by_source
             .into_values()
-            .map(|(source, probes)| scope.spawn(|| source.run(|| probe_from(source, probes, sctp, &done))))
+            .map(|(source, probes)| scope.spawn(|| source.namespace.run(|| probe_from(source, probes, sctp, &done))))
             .collect();
         for source in sources {
             let answers = source.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))??;
@@ -125,34 +188,43 @@ pub fn probe_all(probes: &[(&Pod, Probe)], sctp: SctpMeans, done: impl Fn() + Sy
 /// Asks one question once.
 pub fn probe_once(source: &Pod, probe: Probe, patience: Duration, sctp: SctpMeans) -> Result<Outcome> {
     source.run(|| {
-        event_loop()?.block_on(attempt(probe, patience, sctp)).attempt(|| format!("probe {} to {probe}", source.key))
+        let from = unspecified(family_of(probe.to));
+        let attempt = attempt(probe, from, patience, sctp);
+        event_loop()?.block_on(attempt).attempt(|| format!("probe {} to {probe}", source.key))
     })?
 }
 
+/// A question with its place among all of them.
+type Numbered = (usize, Probe, Patience);
+
 fn probe_from(
-    source: &Pod,
-    probes: Vec<(usize, Probe)>,
+    source: &Source,
+    probes: Vec<Numbered>,
     sctp: SctpMeans,
     done: &(impl Fn() + Sync),
 ) -> Result<Vec<(usize, Outcome)>> {
     event_loop()?.block_on(async {
         let free = Arc::new(Semaphore::new(PARALLEL));
         let mut under_way = JoinSet::new();
-        for (place, probe) in probes {
+        for (place, probe, Patience(attempts)) in probes {
             let free = free.clone();
+            let from = source.address_towards(probe.to);
             under_way.spawn(async move {
                 let _place = free.acquire_owned().await.expect("the semaphore must stay open");
-                let outcome = match attempt(probe, FIRST_PATIENCE, sctp).await {
-                    Ok(Outcome::Deny) => attempt(probe, SECOND_PATIENCE, sctp).await,
-                    answered => answered,
-                };
+                let mut outcome = Ok(Outcome::Deny);
+                for &patience in attempts {
+                    outcome = attempt(probe, from, patience, sctp).await;
+                    if !matches!(outcome, Ok(Outcome::Deny)) {
+                        break;
+                    }
+                }
                 (place, probe, outcome)
             });
         }
         let mut outcomes = Vec::new();
         while let Some(joined) = under_way.join_next().await {
             let (place, probe, outcome) = joined.expect("a probe must not panic");
-            outcomes.push((place, outcome.attempt(|| format!("probe {} to {probe}", source.key))?));
+            outcomes.push((place, outcome.attempt(|| format!("probe {} to {probe}", source.name))?));
             done();
         }
         Ok(outcomes)
@@ -163,8 +235,8 @@ fn event_loop() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().attempt(|| "start an event loop".into())
 }
 
-async fn attempt(probe: Probe, patience: Duration, sctp: SctpMeans) -> io::Result<Outcome> {
-    match tokio::time::timeout(patience, exchange(probe, sctp)).await {
+async fn attempt(probe: Probe, from: IpAddr, patience: Duration, sctp: SctpMeans) -> io::Result<Outcome> {
+    match tokio::time::timeout(patience, exchange(probe, from, sctp)).await {
         Err(_silence) => Ok(Outcome::Deny),
         Ok(Ok(())) => Ok(Outcome::Accept),
         Ok(Err(error)) if is_refusal(&error) => Ok(Outcome::Refused),
@@ -191,27 +263,29 @@ fn is_refusal(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(rustix::io::Errno::NOPROTOOPT.raw_os_error())
 }
 
-/// One question and its answer.
-async fn exchange(probe: Probe, sctp: SctpMeans) -> io::Result<()> {
+/// One question and its answer. `from` is the own address to use; unspecified: the kernel's choice.
+async fn exchange(probe: Probe, from: IpAddr, sctp: SctpMeans) -> io::Result<()> {
     let Probe { to, protocol, port } = probe;
-    let server = SocketAddr::new(to, port);
+    let (own, server) = (SocketAddr::new(from, 0), SocketAddr::new(to, port));
     match (protocol, sctp) {
-        (Protocol::Tcp, _) => echo_over(TcpStream::connect(server).await?).await,
-        (Protocol::Sctp, SctpMeans::Kernel) => echo_over(sctp::connect(server).await?).await,
-        (Protocol::Sctp, SctpMeans::Raw) => sctp::exchange(server).await,
+        (Protocol::Tcp, _) => {
+            let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            if !from.is_unspecified() {
+                socket.bind(own)?;
+            }
+            echo_over(socket.connect(server).await?).await
+        }
+        (Protocol::Sctp, SctpMeans::Kernel) => echo_over(sctp::connect(own, server).await?).await,
+        (Protocol::Sctp, SctpMeans::Raw) => sctp::exchange(own, server).await,
         (Protocol::Udp, _) => {
-            let any: IpAddr = match to {
-                IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-            };
-            let socket = UdpSocket::bind((any, 0)).await?;
+            let socket = UdpSocket::bind(own).await?;
             socket.connect(server).await?;
             socket.send(LINE).await?;
             let mut echo = [0; LINE.len()];
             socket.recv(&mut echo).await?;
             Ok(())
         }
-        (Protocol::Icmp, _) => ping::echo(to).await,
+        (Protocol::Icmp, _) => ping::echo(own, to).await,
     }
 }
 

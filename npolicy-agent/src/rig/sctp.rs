@@ -4,13 +4,15 @@
 //! a whole association.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use npolicy_common::Family;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+
+use super::address::family_of;
 
 /// How SCTP is spoken on this machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,8 +62,11 @@ pub(super) fn listen(at: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Connects by the kernel's SCTP.
-pub(super) async fn connect(to: SocketAddr) -> io::Result<TcpStream> {
+pub(super) async fn connect(own: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = kernel_socket(family_number(to.ip()))?;
+    if !own.ip().is_unspecified() {
+        rustix::net::bind(&socket, &own)?;
+    }
     TcpSocket::from_std_stream(socket.into()).connect(to).await
 }
 
@@ -97,13 +102,9 @@ pub(super) async fn answer(socket: UdpSocket, ports: Vec<u16>) {
 /// # Errors
 ///
 /// `ConnectionRefused` for an ABORT.
-pub(super) async fn exchange(to: SocketAddr) -> io::Result<()> {
-    let (family, any): (_, IpAddr) = match to.ip() {
-        IpAddr::V4(_) => (Family::V4, Ipv4Addr::UNSPECIFIED.into()),
-        IpAddr::V6(_) => (Family::V6, Ipv6Addr::UNSPECIFIED.into()),
-    };
-    let socket = raw_socket(family)?;
-    rustix::net::bind(&socket, &SocketAddr::new(any, 0))?;
+pub(super) async fn exchange(own: SocketAddr, to: SocketAddr) -> io::Result<()> {
+    let socket = raw_socket(family_of(to.ip()))?;
+    rustix::net::bind(&socket, &own)?;
     socket.connect(SocketAddr::new(to.ip(), 0)).await?;
     let from = 49_152 + NEXT_PORT.fetch_add(1, Ordering::Relaxed) % 16_384;
     socket.send(&Packet { from, to: to.port(), chunk: INIT }.bytes()).await?;

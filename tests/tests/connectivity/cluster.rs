@@ -126,6 +126,7 @@ impl Cluster {
             drop_log: self.directory.path().join("drops.log"),
             drop_format: Format::Json,
             ready_file: self.directory.path().join("ready.json"),
+            node_name: None,
         };
         self.agent = Some(AgentProcess::start(&self.node, options).expect("an agent"));
     }

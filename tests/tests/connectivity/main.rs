@@ -3,4 +3,5 @@
 mod agent;
 mod cluster;
 mod demo;
+mod nodes;
 mod rig;

@@ -1,7 +1,7 @@
 //! What building the BPF object needs, and getting it.
 //!
 //! The agent, the demo and most tests need none of this: the object is committed. As root on Debian the missing packages
-//! are named and installed; anybody else is told the one command to copy.
+//! are named and installed; anybody else is told the one command to copy. The same goes for what the tests use.
 
 mod compiler;
 mod debian;
@@ -19,6 +19,9 @@ use crate::process;
 const COMPILER_PACKAGES: &[&str] = &["rustc-web", "libstd-rust-web-dev-bpf"];
 /// Debian's packages from which bpf-linker is built.
 const LINKER_PACKAGES: &[&str] = &["llvm-22-dev", "g++", "zlib1g-dev", "libzstd-dev"];
+
+/// Debian's packages that tests use: `nft` translates Service addresses in clusters of network namespaces.
+const TEST_PACKAGES: &[&str] = &["nftables"];
 
 /// What builds the BPF object.
 #[derive(Debug)]
@@ -65,6 +68,26 @@ pub(crate) fn bpf_tools(wanted: Option<&str>) -> anyhow::Result<BpfTools> {
         None => return Err(missing.into()),
     };
     Ok(BpfTools { compiler, linker })
+}
+
+/// Sets up what the tests use, as far as this user may. Returns what is missing and the command to copy, if anything is.
+///
+/// # Errors
+///
+/// A package does not install.
+pub(crate) fn test_tools() -> anyhow::Result<Option<String>> {
+    if process::on_path("nft").is_some() {
+        return Ok(None);
+    }
+    if !debian::available() {
+        return Ok(Some("there is no `nft` command: install nftables".into()));
+    }
+    let packages = debian::missing(TEST_PACKAGES);
+    if process::is_root() && !packages.is_empty() {
+        debian::install(&packages)?;
+        return Ok(None);
+    }
+    Ok(Some(format!("there is no `nft` command: {}", debian::install_command(TEST_PACKAGES))))
 }
 
 /// Finds the clippy of a BPF compiler; as root on Debian, installs it.

@@ -61,6 +61,7 @@ impl Cluster {
             drop_log: drop_log(scratch),
             drop_format,
             ready_file: scratch.join("ready.json"),
+            node_name: None,
         };
         let agent = step("starting the agent, which finds the pods and enforces", || {
             let agent = AgentProcess::start(&node, options)?;
