@@ -2,6 +2,7 @@
 
 pub mod cases;
 pub mod oracle;
+pub mod scenarios;
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};

@@ -1,0 +1,32 @@
+//! Every scenario on the host.
+
+use npolicy_tests::scenarios::{self, Difference, Scenario, check_engine, check_nodes, check_oracle};
+
+/// Runs every scenario; the number of probes says that none was lost.
+#[track_caller]
+fn check_all(check: impl Fn(&Scenario) -> (usize, Vec<Difference>), at_least: usize) {
+    let (mut asked, mut differences) = (0, Vec::new());
+    for scenario in &scenarios::all().expect("scenarios") {
+        let (more, differ) = check(scenario);
+        asked += more;
+        differences.extend(differ);
+    }
+    let shown = differences.iter().take(40).cloned().collect::<Vec<_>>().join("\n");
+    assert!(differences.is_empty(), "{} of {asked} answers differ:\n{shown}", differences.len());
+    assert!(asked >= at_least, "{asked} probes only");
+}
+
+#[test]
+fn the_oracle_says_what_is_expected() {
+    check_all(check_oracle, 10);
+}
+
+#[test]
+fn the_engine_says_what_is_expected() {
+    check_all(check_engine, 10);
+}
+
+#[test]
+fn the_plans_of_the_nodes_say_together_what_is_expected() {
+    check_all(check_nodes, 10);
+}

@@ -1,0 +1,4 @@
+//! Do the acceptance scenarios hold: for the oracle, for the engine, for the nodes' plans, and for real packets?
+
+mod host;
+mod packets;
