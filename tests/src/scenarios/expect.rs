@@ -142,7 +142,7 @@ pub(super) fn ends(text: &str, objects: &Objects) -> anyhow::Result<Vec<String>>
         let found: Vec<_> = match word {
             "any" => pods.clone(),
             _ if word.contains(':') => vec![word.to_owned()],
-            _ if word.contains('/') => pods.iter().filter(|pod| *pod == word).cloned().collect(),
+            _ if word.contains('/') => objects.pod(word).map(|_| word.to_owned()).into_iter().collect(),
             namespace => {
                 pods.iter().filter(|pod| pod.split_once('/').is_some_and(|(of, _)| of == namespace)).cloned().collect()
             }

@@ -304,7 +304,8 @@ fn translations(objects: &Objects) -> anyhow::Result<Vec<Translation>> {
                     slice["metadata"]["namespace"] == *namespace
                         && slice["metadata"]["labels"]["kubernetes.io/service-name"] == *name
                 }) {
-                    let same_name = |of: &&Value| of["name"].as_str().unwrap_or("") == port["name"].as_str().unwrap_or("");
+                    let same_name =
+                        |of: &&Value| of["name"].as_str().unwrap_or("") == port["name"].as_str().unwrap_or("");
                     let found = slice["ports"].as_array().into_iter().flatten().find(same_name);
                     let Some(target) = found.and_then(|port| self::number(&port["port"])) else { continue };
                     for endpoint in slice["endpoints"].as_array().into_iter().flatten() {

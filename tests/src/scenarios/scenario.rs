@@ -98,7 +98,7 @@ impl Scenario {
         }
         if world.services && !pod_addresses && super::SERVICES {
             for expected in done.iter_mut().flat_map(|step| &mut step.expected) {
-                // There is no Service in front of a node, and an echo request cannot be sent to one.
+                // There is no Service in front of a node, and none answers echo requests.
                 if let (Some((namespace, pod)), Some(_)) = (expected.to.split_once('/'), expected.port.number) {
                     expected.to = format!("svc:{namespace}/{}", service_of(pod));
                 }

@@ -11,7 +11,6 @@ use super::packets::Setting;
 use super::scenario::{Scenario, Step, Written, WrittenStep};
 use super::world::{World, service_of};
 
-
 /// One policy, and cases that each change one aspect of it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -296,7 +295,11 @@ impl Skeleton {
                 6 => order.swap(3, 4),
                 _ => {}
             }
-            steps.push(WrittenStep { apply: vec![self.policy(&order)], expect: self.lines(number), ..Default::default() });
+            steps.push(WrittenStep {
+                apply: vec![self.policy(&order)],
+                expect: self.lines(number),
+                ..Default::default()
+            });
         }
         Ok(Written {
             id: vec![self.id.clone()],

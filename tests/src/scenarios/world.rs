@@ -34,8 +34,11 @@ pub struct World {
 pub struct PodOf {
     /// Its node.
     pub on: String,
-    /// Its number in the node's range.
-    pub host: u8,
+    /// Its number in the node's range; none for one in the node's network.
+    pub host: Option<u8>,
+    /// Whether it lives in its node's network.
+    #[serde(default)]
+    pub host_network: bool,
     /// Its labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -52,10 +55,7 @@ pub(super) fn number_of(node: &str) -> anyhow::Result<u8> {
 
 /// Addresses of a node, as the rig gives them.
 fn node_addresses(number: u8) -> [IpAddr; 2] {
-    [
-        Ipv4Addr::new(10, 243, 0, number).into(),
-        Ipv6Addr::new(0xfd00, 0x10, 0x243, 0, 0, 0, 0, number.into()).into(),
-    ]
+    [Ipv4Addr::new(10, 243, 0, number).into(), Ipv6Addr::new(0xfd00, 0x10, 0x243, 0, 0, 0, 0, number.into()).into()]
 }
 
 /// Addresses of a pod, of its node's ranges.
@@ -102,7 +102,9 @@ impl World {
             }))?;
         }
         for (name, labels) in &self.namespaces {
-            objects.apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}))?;
+            objects.apply(
+                json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}),
+            )?;
         }
         for (key, pod) in &self.pods {
             for object in self.pod_objects(key, pod)? {
@@ -115,9 +117,22 @@ impl World {
     /// A pod, and the Service in front of it.
     pub(super) fn pod_objects(&self, key: &str, pod: &PodOf) -> anyhow::Result<Vec<Value>> {
         let (namespace, name) = key.split_once('/').with_context(|| format!("{key:?} is no NAMESPACE/NAME"))?;
-        let PodOf { on, host, labels } = pod;
+        let PodOf { on, host, host_network, labels } = pod;
         let number = number_of(on)?;
-        let addresses = pod_addresses(number, *host);
+        let host = match (host, host_network) {
+            (Some(host), false) => *host,
+            (None, true) => {
+                let addresses = node_addresses(number);
+                return Ok(vec![json!({
+                    "apiVersion": "v1", "kind": "Pod",
+                    "metadata": {"namespace": namespace, "name": name, "labels": labels},
+                    "spec": {"nodeName": on, "hostNetwork": true, "containers": [{"name": "server"}]},
+                    "status": {"phase": "Running", "podIPs": addresses.map(|address| json!({"ip": address}))},
+                })]);
+            }
+            _ => bail!("pod {key} needs a host number or its node's network, and not both"),
+        };
+        let addresses = pod_addresses(number, host);
         let container_ports: Vec<_> = self
             .ports
             .iter()
@@ -135,7 +150,7 @@ impl World {
                 .iter()
                 .map(|(name, port)| json!({"name": name, "port": port.number, "protocol": port.protocol}))
                 .collect();
-            let virtual_addresses = service_addresses(number, *host);
+            let virtual_addresses = service_addresses(number, host);
             let service = service_of(name);
             objects.push(json!({
                 "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": namespace, "name": service},
