@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use ipnet::IpNet;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::error::{Attempt, Result, RigError};
@@ -35,6 +36,8 @@ pub struct AgentOptions {
     pub ready_file: PathBuf,
     /// The node it is told to be on: pods of other nodes are peers only. None: every pod of the manifests may be here.
     pub node_name: Option<String>,
+    /// Addresses that belong to pods: an interface with one is guarded before a manifest names it.
+    pub pod_cidrs: Vec<IpNet>,
 }
 
 /// A running agent. Dropping it kills it; what it pinned stays.
@@ -78,6 +81,9 @@ impl AgentProcess {
             .process_group(0);
         if let Some(name) = &options.node_name {
             command.arg("--node-name").arg(name);
+        }
+        for range in &options.pod_cidrs {
+            command.arg("--pod-cidrs").arg(range.to_string());
         }
         // A file of an earlier agent would be taken for this one's.
         match fs::remove_file(&options.ready_file) {

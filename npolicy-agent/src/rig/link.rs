@@ -12,6 +12,9 @@ use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, Ro
 use super::error::{Attempt, Result};
 use super::namespace::Namespace;
 
+/// Link-layer address of every bridge: each is on a link of its own. Locally administered.
+const BRIDGE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
 /// An interface: its number and its link-layer address.
 #[derive(Clone, Debug)]
 pub(super) struct Link {
@@ -67,9 +70,11 @@ impl Netlink {
         added.attempt(|| format!("make veth {name} in {}", self.owner))
     }
 
-    /// Makes a bridge, up.
+    /// Makes a bridge, up. Its address is its own: left to the kernel it would be the lowest of the ports', and change
+    /// under the neighbours' feet whenever a port comes or goes.
     pub(super) async fn add_bridge(&self, name: &str) -> Result<()> {
-        let added = self.handle.link().add(LinkBridge::new(name).build()).execute().await;
+        let bridge = LinkBridge::new(name).address(BRIDGE_MAC.to_vec()).build();
+        let added = self.handle.link().add(bridge).execute().await;
         added.attempt(|| format!("make bridge {name} in {}", self.owner))
     }
 

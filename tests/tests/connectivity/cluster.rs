@@ -127,6 +127,7 @@ impl Cluster {
             drop_format: Format::Json,
             ready_file: self.directory.path().join("ready.json"),
             node_name: None,
+            pod_cidrs: Vec::new(),
         };
         self.agent = Some(AgentProcess::start(&self.node, options).expect("an agent"));
     }

@@ -62,6 +62,7 @@ impl Cluster {
             drop_format,
             ready_file: scratch.join("ready.json"),
             node_name: None,
+            pod_cidrs: Vec::new(),
         };
         let agent = step("starting the agent, which finds the pods and enforces", || {
             let agent = AgentProcess::start(&node, options)?;
