@@ -36,8 +36,6 @@ pub trait Address: Copy + PartialEq {
     fn is_pods_own<L: Line>(self, line: L) -> bool;
     /// Whether the line gives the pod no address in this family.
     fn is_absent<L: Line>(line: L) -> bool;
-    /// The address that says "none yet".
-    fn is_unspecified(self) -> bool;
 }
 
 /// Both ports of a flow, seen from the endpoint.
@@ -101,11 +99,6 @@ impl Address for u32 {
     fn is_absent<L: Line>(line: L) -> bool {
         line.ipv4() == 0
     }
-
-    #[inline(always)]
-    fn is_unspecified(self) -> bool {
-        self == 0
-    }
 }
 
 impl Address for [u64; 2] {
@@ -159,18 +152,19 @@ impl Address for [u64; 2] {
 
     #[inline(always)]
     fn is_pods_own<L: Line>(self, line: L) -> bool {
-        !self.is_unspecified() && self == line.ipv6()
+        !is_unspecified(self) && self == line.ipv6()
     }
 
     #[inline(always)]
     fn is_absent<L: Line>(line: L) -> bool {
-        line.ipv6().is_unspecified()
+        is_unspecified(line.ipv6())
     }
+}
 
-    #[inline(always)]
-    fn is_unspecified(self) -> bool {
-        self[0] | self[1] == 0
-    }
+/// Whether an IPv6 address is `::`.
+#[inline(always)]
+pub(crate) const fn is_unspecified(address: [u64; 2]) -> bool {
+    address[0] | address[1] == 0
 }
 
 #[inline(always)]

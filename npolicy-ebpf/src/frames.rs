@@ -6,7 +6,7 @@
 
 use npolicy_common::{Direction, Protocol, Reason, endpoint_flags};
 
-use crate::flow::Address;
+use crate::flow::{Address, is_unspecified};
 use crate::parse::{Careful, Frame, Kind, Packet, ipv6_at};
 use crate::tables::Line;
 
@@ -118,7 +118,7 @@ pub(crate) fn ipv6<F: Frame, L: Line>(frame: F, line: L, direction: Direction, c
     if direction as u8 == Direction::Ingress as u8 {
         // A hop limit of 255 shows that no router was on the way; one of 1 does not, but a router forwards no link-local
         // source.
-        let is_near = packet.source[0] == LINK_LOCAL || packet.source.is_unspecified();
+        let is_near = packet.source[0] == LINK_LOCAL || is_unspecified(packet.source);
         return match (is_icmp, packet.source_port, careful.hop_limit) {
             (true, 133..=137, 255) => FrameRule::Pass,
             (true, 130..=132 | 143, 1) if is_near => FrameRule::Pass,
@@ -246,7 +246,7 @@ fn neighbour<F: Frame, L: Line>(frame: F, line: L, careful: &Careful) -> FrameRu
         return if is_first { FrameRule::Pass } else { FrameRule::Deny(Reason::ForgedNeighbour) };
     }
     let is_source_fit =
-        pod.owns6(packet.source) || pod.may_use_any_source() || (packet.source.is_unspecified() && !is_advertisement);
+        pod.owns6(packet.source) || pod.may_use_any_source() || (is_unspecified(packet.source) && !is_advertisement);
     let is_destination_fit = if is_router_solicitation {
         packet.destination == ALL_ROUTERS
     } else {
@@ -293,7 +293,7 @@ fn listener<L: Line>(line: L, careful: &Careful) -> FrameRule {
     let fits = careful.hop_limit == 1
         && careful.router_alert
         && is_group(packet.destination)
-        && (packet.source.is_unspecified() || Identity { line }.may_use_link_local(packet.source));
+        && (is_unspecified(packet.source) || Identity { line }.may_use_link_local(packet.source));
     if fits { FrameRule::Pass } else { FrameRule::Policy }
 }
 

@@ -132,11 +132,7 @@ fn end(text: &str) -> End {
     let service = text.strip_prefix("svc:");
     let (namespace, name) = service.unwrap_or(text).split_once('/').unwrap_or_else(|| panic!("{text:?} is no end"));
     let (namespace, name) = (namespace.into(), name.into());
-    if service.is_some() {
-        End::Service(ServiceKey { namespace, name })
-    } else {
-        End::Pod(PodKey { namespace, name })
-    }
+    if service.is_some() { End::Service(ServiceKey { namespace, name }) } else { End::Pod(PodKey { namespace, name }) }
 }
 
 /// Every case, ascending by name.

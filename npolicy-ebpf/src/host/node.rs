@@ -167,6 +167,11 @@ impl Node {
         self.class6.borrow_mut().insert(first, others);
     }
 
+    /// Leaves an IPv6 address in its bucket with a class, but not listed, as while it is written or taken away.
+    pub fn put_unlisted6(&self, address: std::net::Ipv6Addr, class: Class) {
+        self.put_class6(words(address.octets()), ClassWord::class_entry(class, 0));
+    }
+
     /// Gives an IPv6 prefix a class.
     pub fn put_prefix6(&self, address: std::net::Ipv6Addr, bits: u32, class: Class) {
         let entry = ClassWord::class_entry(class, 0);

@@ -298,3 +298,29 @@ fn an_ipv4_mapped_address_is_no_ipv4_address() {
     let mapped = v6("::ffff:10.0.0.5");
     assert_eq!(net.leaves(&packet().ipv6(mapped, v6("fd00:1::7")).udp(1, 2)), Reason::Spoof);
 }
+
+#[test]
+fn a_pod_with_one_family_alone_is_checked_in_both() {
+    for family in [Family::V4, Family::V6] {
+        let net = Net::new(family);
+        net.node.change_line(VETH, |line| match family {
+            Family::V4 => line.ipv6 = [0; 16],
+            Family::V6 => line.ipv4 = [0; 4],
+        });
+        assert_eq!(net.leaves(&net.to(net.peer).udp(1, 80)), Reason::NewFlow, "{family:?}");
+        let forged = packet().from_mac(MAC).ip(net.stranger, net.peer).udp(1, 80);
+        assert_eq!(net.leaves(&forged), Reason::Spoof, "{family:?}");
+    }
+}
+
+#[test]
+fn an_ipv6_address_whose_halves_are_equal_is_an_address() {
+    let net = shut();
+    let own = v6("fd00:0:0:5:fd00:0:0:5");
+    net.node.change_line(VETH, |line| {
+        line.ipv6 = own.octets();
+        line.word = EndpointWord::new(RulesetId::ACCEPT_ALL, RulesetId::ACCEPT_ALL, 2);
+    });
+    let frame = packet().from_mac(MAC).ipv6(own, v6("fd00:1::7")).udp(1, 80);
+    assert_eq!(net.leaves(&frame), Reason::NewFlow);
+}

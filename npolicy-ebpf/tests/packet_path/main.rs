@@ -10,3 +10,4 @@ mod net;
 mod parse;
 mod recovery;
 mod rulesets;
+mod table;

@@ -113,3 +113,24 @@ fn an_ipv6_address_has_the_class_of_its_longest_prefix_unless_it_is_listed() {
     net.node.config.set(config);
     assert_eq!(net.enters(&net.from(outside).udp(10, 80)), Reason::NewFlow, "the default");
 }
+
+#[test]
+fn prefixes_are_not_asked_where_no_policy_names_one() {
+    let mut net = Net::new(crate::net::Family::V6);
+    net.node.put_prefix6("2001:db8::".parse().unwrap(), 32, PEER);
+    let mut config = net.node.config.get();
+    config.flags &= !npolicy_common::config_flags::PREFIX6_USED;
+    net.node.config.set(config);
+    net.govern(net.peer_only(), RulesetId::DENY_ALL);
+    assert_eq!(net.enters(&net.from("2001:db8::1".parse().unwrap()).udp(9, 80)), Reason::Policy);
+}
+
+// The address is written first and taken away last: without the mark it is nobody's.
+#[test]
+fn an_ipv6_address_that_is_not_listed_has_no_class() {
+    let mut net = Net::new(crate::net::Family::V6);
+    let address = "2001:db8::1".parse::<std::net::Ipv6Addr>().unwrap();
+    net.node.put_unlisted6(address, PEER);
+    net.govern(net.peer_only(), RulesetId::DENY_ALL);
+    assert_eq!(net.enters(&net.from(address.into()).udp(9, 80)), Reason::Policy);
+}
