@@ -1,6 +1,6 @@
 //! Scenarios on the host: against the oracle, the engine, and the plans that nodes enforce.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use npolicy_agent::compile::{Compiler, Engine, Peer, Plan, Protocol, Scope};
 use npolicy_agent::model::{ClusterState, PodKey};
@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::expect::Expected;
 use super::objects::{Objects, pod_addresses};
 use super::scenario::{Scenario, Step};
+use super::world::pod_behind;
 use crate::oracle::{Answer, World as Oracle};
 
 /// An answer that is not the expected one, for people to read.
@@ -79,7 +80,8 @@ pub fn check_engine(scenario: &Scenario) -> (usize, Vec<Difference>) {
 }
 
 /// What the plans of both nodes say together of every connection between two pods: the source's of its egress, the
-/// destination's of its ingress. Returns how many there are, and the answers that differ.
+/// destination's of its ingress. Where a probe goes to the Service in front of one pod, the pod itself is asked about.
+/// Returns how many there are, and the answers that differ.
 pub fn check_nodes(scenario: &Scenario) -> (usize, Vec<Difference>) {
     let mut total = (0, Vec::new());
     for step in (1..).zip(&scenario.steps) {
@@ -88,11 +90,13 @@ pub fn check_nodes(scenario: &Scenario) -> (usize, Vec<Difference>) {
             .nodes()
             .map(|node| (node.name.to_string(), Compiler::new(Scope::Node(node.name.clone())).compile(&state).0))
             .collect();
-        let is_between_pods = |expected: &Expected| {
-            let is_pod = |key: &str| step.1.objects.pods().iter().any(|pod| pod == key);
-            is_pod(&expected.from) && is_pod(&expected.to) && expected.from != expected.to
+        let own: BTreeSet<String> = step.1.objects.pods().into_iter().collect();
+        let between_pods = |expected: &Expected| {
+            let to = pod_behind(&expected.to).unwrap_or_else(|| expected.to.clone());
+            let is_between = own.contains(&expected.from) && own.contains(&to) && expected.from != to;
+            is_between.then(|| Expected { to, ..expected.clone() })
         };
-        let between: Vec<Expected> = step.1.expected.iter().filter(|it| is_between_pods(it)).cloned().collect();
+        let between: Vec<Expected> = step.1.expected.iter().filter_map(between_pods).collect();
         let pods = Step { objects: step.1.objects.clone(), expected: between };
         let (asked, differences) = compare(scenario, (step.0, &pods), "nodes", |expected, family| {
             let accepts = |subject: &str, direction, other: &str| {

@@ -86,6 +86,7 @@ impl Lab {
                 drop_format: Format::Json,
                 ready_file: file(format!("{name}-ready.json")),
                 node_name: Some(name.into()),
+                pod_cidrs: Vec::new(),
             };
             let agent = AgentProcess::start(lab.cluster.node(name), options)?;
             agent.wait_published(PATIENCE, |_| true)?;
@@ -217,10 +218,8 @@ impl Lab {
             }
         }
         for (end, services) in wanted {
-            if let Some((served, _)) = self.listeners.get(&end) {
-                if services.is_subset(served) {
-                    continue;
-                }
+            if self.listeners.get(&end).is_some_and(|(served, _)| services.is_subset(served)) {
+                continue;
             }
             let kept = self.listeners.remove(&end).map(|(served, _)| served).unwrap_or_default();
             let services: BTreeSet<_> = services.union(&kept).copied().collect();

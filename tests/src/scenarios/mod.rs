@@ -50,22 +50,12 @@ pub fn all() -> anyhow::Result<Vec<Scenario>> {
         }
     }
     scenarios.extend(worked::all()?);
-    scenarios.retain(|scenario| {
-        let mut objects = scenario.steps.iter().flat_map(|step| step.objects.values());
-        let mut probes = scenario.steps.iter().flat_map(|step| &step.expected);
-        SERVICES
-            || (objects.all(|object| object["kind"] != "ClusterNetworkPolicy")
-                && probes.all(|probe| !probe.to.starts_with("svc:")))
-    });
     scenarios.sort_by(|a, b| a.name.cmp(&b.name));
     for pair in scenarios.windows(2) {
         ensure!(pair[0].name != pair[1].name, "two scenarios are called {}", pair[0].name);
     }
     Ok(scenarios)
 }
-
-/// Whether probes go to Services.
-pub const SERVICES: bool = false;
 
 /// Where the data is.
 pub fn root() -> PathBuf {

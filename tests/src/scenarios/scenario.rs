@@ -96,7 +96,7 @@ impl Scenario {
             let step = take(&world, step, &mut objects, &ports, matrix).with_context(|| format!("step {number}"))?;
             done.push(step);
         }
-        if world.services && !pod_addresses && super::SERVICES {
+        if world.services && !pod_addresses {
             for expected in done.iter_mut().flat_map(|step| &mut step.expected) {
                 // There is no Service in front of a node, and none answers echo requests.
                 if let (Some((namespace, pod)), Some(_)) = (expected.to.split_once('/'), expected.port.number) {

@@ -241,7 +241,7 @@ impl Variations {
                     let may_leave = !isolated.contains(source) || (to.contains(destination) && out_on.contains(port));
                     let may_enter = !isolated.contains(destination) || (from.contains(source) && in_on.contains(port));
                     let (namespace, pod) = destination.split_once('/').expect("a key");
-                    let to = if world.services && !vary.pod_addresses && super::SERVICES {
+                    let to = if world.services && !vary.pod_addresses {
                         format!("svc:{namespace}/{}", service_of(pod))
                     } else {
                         destination.clone()

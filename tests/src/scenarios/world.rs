@@ -179,3 +179,9 @@ impl World {
 pub(super) fn service_of(pod: &str) -> String {
     format!("s-{pod}")
 }
+
+/// The pod behind a Service of [`service_of`], as an end is written.
+pub(super) fn pod_behind(end: &str) -> Option<String> {
+    let (namespace, service) = end.strip_prefix("svc:")?.split_once('/')?;
+    Some(format!("{namespace}/{}", service.strip_prefix("s-")?))
+}

@@ -3,19 +3,51 @@
 use npolicy_tests::require_cluster;
 use npolicy_tests::scenarios::{self, Setting, run_packets};
 
+/// Clusters that any scenario of the lists may run in.
+const OWN_CLUSTERS: [Setting; 5] =
+    [Setting::DualRouted, Setting::DualBridged, Setting::DualMixed, Setting::V4Bridged, Setting::V6Routed];
+
 fn run(setting: Setting) {
     if !require_cluster() {
         return;
     }
+    // One scenario by a part of its name, for whoever looks for an error.
     let only = std::env::var("NPOLICY_SCENARIO").unwrap_or_default();
+    // Or all of them, which takes long.
+    let every = std::env::var("NPOLICY_EVERY_SCENARIO").is_ok_and(|value| value == "1");
     let all = scenarios::all().expect("scenarios");
-    let chosen: Vec<_> =
-        all.iter().filter(|scenario| scenario.packets == Some(setting) && scenario.name.contains(&only)).collect();
+    let chosen: Vec<_> = all
+        .iter()
+        .zip(OWN_CLUSTERS.iter().cycle())
+        .filter(|(scenario, other)| scenario.packets.or(every.then_some(**other)) == Some(setting))
+        .map(|(scenario, _)| scenario)
+        .filter(|scenario| scenario.name.contains(&only))
+        .collect();
     let ran = run_packets(setting, &chosen).expect("a cluster");
     println!("{}", ran.times);
     let shown = ran.differences.iter().take(40).cloned().collect::<Vec<_>>().join("\n");
     assert!(ran.differences.is_empty(), "{} of {} differ:\n{shown}", ran.differences.len(), ran.probes);
-    assert!(ran.probes > 0, "nothing was tried");
+    assert!(ran.probes > 0 || !only.is_empty(), "nothing was tried");
+}
+
+#[test]
+fn a_wrong_expectation_is_found_by_packets() {
+    if !require_cluster() {
+        return;
+    }
+    let all = scenarios::all().expect("scenarios");
+    let mut scenario = all.into_iter().find(|scenario| scenario.name.starts_with("e2e/A28")).expect("the scenario");
+    let mut probes = 0;
+    for step in &mut scenario.steps {
+        // Both ends of the one connection that is allowed, and some that are not.
+        step.expected.retain(|expected| expected.from == "x/a" || expected.to.starts_with("svc:y/"));
+        for expected in &mut step.expected {
+            expected.is_accepted = !expected.is_accepted;
+            probes += 2;
+        }
+    }
+    let ran = run_packets(Setting::DualMixed, &[&scenario]).expect("a cluster");
+    assert_eq!((ran.probes, ran.differences.len()), (probes, probes));
 }
 
 #[test]
