@@ -132,7 +132,15 @@ pub(super) fn read(
         read().with_context(|| format!("expectation {line:?}"))?;
     }
     let expected = expected.into_iter();
-    Ok(expected.map(|((from, to, port), is_accepted)| Expected { from, to, port, family: None, is_accepted }).collect())
+    Ok(expected
+        .map(|((from, to, port), is_accepted)| {
+            // An address is of one family.
+            let family = [&from, &to].into_iter().find_map(|end| end.strip_prefix("ip:")).map(|address| {
+                if address.contains(':') { Family::V6 } else { Family::V4 }
+            });
+            Expected { from, to, port, family, is_accepted }
+        })
+        .collect())
 }
 
 pub(super) fn ends(text: &str, objects: &Objects) -> anyhow::Result<Vec<String>> {

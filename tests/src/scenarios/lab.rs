@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use npolicy_agent::model::PodKey;
 use npolicy_agent::observe::Format;
 use npolicy_agent::rig::{
@@ -14,13 +14,13 @@ use npolicy_agent::rig::{
     Source, Translation,
 };
 use npolicy_common::Family;
-use serde_json::Value;
 use tempfile::TempDir;
 
 use super::expect::{Expected, Port};
 use super::objects::{Objects, key_of, pod_addresses};
 use super::packets::{Setting, protocol_of};
 use super::scenario::{Scenario, Step};
+use super::services::{cluster_addresses, translations};
 use crate::npolicy_binary;
 
 /// Two nodes with an agent each, and whatever pods and Services the objects name. Dropped in the order of the fields: the
@@ -101,10 +101,11 @@ impl Lab {
     pub(super) fn enter(&mut self, scenario: &Scenario, step: &Step) -> anyhow::Result<()> {
         let objects = step.objects.for_families(self.families);
         self.follow_pods(&objects)?;
-        let translations = translations(&objects)?;
-        if self.translations != translations {
-            self.cluster.translate(&translations)?;
-            self.translations = translations;
+        self.translations.clear();
+        for node in NODES {
+            let translations = translations(&objects, node)?;
+            self.cluster.translate_on(node, translations.clone())?;
+            self.translations.extend(translations);
         }
         if self.objects != objects {
             let before: Vec<_> = self.digests()?;
@@ -205,7 +206,8 @@ impl Lab {
         for name in NODES.iter().filter(|_| !scenario.node_ports.is_empty()) {
             wanted.entry(format!("node:{name}")).or_default().extend(services(&scenario.node_ports));
         }
-        for expected in expected.iter().filter(|expected| !expected.to.starts_with("svc:")) {
+        let is_served = |expected: &&Expected| !self.is_virtual(&expected.to, &expected.port);
+        for expected in expected.iter().filter(is_served) {
             let to = self.node_of(&expected.to).map_or(expected.to.clone(), |node| format!("node:{node}"));
             wanted.entry(to).or_default().extend(services(std::slice::from_ref(&expected.port)));
         }
@@ -213,8 +215,12 @@ impl Lab {
             for backend in &translation.backends {
                 let pod = self.cluster.pods().find(|pod| pod.addresses().any(|own| own == backend.ip()));
                 let service = Service { protocol: translation.protocol, port: backend.port() };
-                let pod = pod.with_context(|| format!("nobody has the backend's address {backend}"))?;
-                wanted.entry(pod.key.to_string()).or_default().insert(service);
+                let end = match (pod, self.node_at(backend.ip())) {
+                    (Some(pod), _) => pod.key.to_string(),
+                    (None, Some(node)) => format!("node:{node}"),
+                    (None, None) => format!("ip:{}", backend.ip()),
+                };
+                wanted.entry(end).or_default().insert(service);
             }
         }
         for (end, services) in wanted {
@@ -237,6 +243,19 @@ impl Lab {
             self.listeners.insert(end, (services, listeners));
         }
         Ok(())
+    }
+
+    /// Whether packets to an end are translated on the way.
+    fn is_virtual(&self, to: &str, port: &Port) -> bool {
+        let node = to.strip_prefix("node:").map(|node| self.cluster.node(node));
+        let addresses: Vec<IpAddr> = match node {
+            Some(node) => node.addresses().collect(),
+            None => to.strip_prefix("ip:").and_then(|address| address.parse().ok()).into_iter().collect(),
+        };
+        let is_at = |translation: &Translation| {
+            addresses.contains(&translation.address.ip()) && Some(translation.address.port()) == port.number
+        };
+        to.starts_with("svc:") || self.translations.iter().any(is_at)
     }
 
     /// The node that an end is on, if it is no pod with a network of its own.
@@ -280,51 +299,4 @@ fn services(ports: &[Port]) -> impl Iterator<Item = Service> {
 
 fn is_of(families: &[Family], address: IpAddr) -> bool {
     families.contains(if address.is_ipv4() { &Family::V4 } else { &Family::V6 })
-}
-
-fn cluster_addresses(service: &Value) -> anyhow::Result<Vec<IpAddr>> {
-    let addresses = service["spec"]["clusterIPs"].as_array().context("a Service has no clusterIPs")?;
-    addresses.iter().map(|address| Ok(address.as_str().context("an address is no text")?.parse()?)).collect()
-}
-
-/// What nodes must translate: each port of each Service, to the endpoints of its slices.
-fn translations(objects: &Objects) -> anyhow::Result<Vec<Translation>> {
-    let mut translations = Vec::new();
-    for service in objects.of_kind("Service") {
-        let (namespace, name) = (&service["metadata"]["namespace"], &service["metadata"]["name"]);
-        for address in cluster_addresses(service)? {
-            for port in service["spec"]["ports"].as_array().into_iter().flatten() {
-                let (Some(number), protocol) = (number(&port["port"]), port["protocol"].as_str().unwrap_or("TCP"))
-                else {
-                    bail!("a port of Service {name} has no number")
-                };
-                let mut backends = Vec::new();
-                for slice in objects.of_kind("EndpointSlice").filter(|slice| {
-                    slice["metadata"]["namespace"] == *namespace
-                        && slice["metadata"]["labels"]["kubernetes.io/service-name"] == *name
-                }) {
-                    let same_name =
-                        |of: &&Value| of["name"].as_str().unwrap_or("") == port["name"].as_str().unwrap_or("");
-                    let found = slice["ports"].as_array().into_iter().flatten().find(same_name);
-                    let Some(target) = found.and_then(|port| self::number(&port["port"])) else { continue };
-                    for endpoint in slice["endpoints"].as_array().into_iter().flatten() {
-                        for backend in endpoint["addresses"].as_array().into_iter().flatten() {
-                            let backend: IpAddr = backend.as_str().context("an address is no text")?.parse()?;
-                            if backend.is_ipv4() == address.is_ipv4() {
-                                backends.push(SocketAddr::new(backend, target));
-                            }
-                        }
-                    }
-                }
-                let protocol = protocol_of(protocol);
-                let address = SocketAddr::new(address, number);
-                translations.push(Translation { protocol, address, backends, masquerade: false });
-            }
-        }
-    }
-    Ok(translations)
-}
-
-fn number(value: &Value) -> Option<u16> {
-    value.as_u64().and_then(|number| u16::try_from(number).ok())
 }

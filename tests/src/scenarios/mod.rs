@@ -13,6 +13,7 @@ mod lab;
 mod objects;
 mod packets;
 mod scenario;
+mod services;
 mod tables;
 mod worked;
 mod world;
@@ -38,7 +39,7 @@ pub use world::World;
 /// A file that cannot be read, or two scenarios of one name.
 pub fn all() -> anyhow::Result<Vec<Scenario>> {
     let mut scenarios = Vec::new();
-    for folder in ["e2e", "cyclonus", "cnp"] {
+    for folder in ["e2e", "cyclonus", "cnp", "services"] {
         for path in yaml_files(&root().join(folder))? {
             let stem = path.file_stem().expect("a file has a name").to_string_lossy();
             let name = format!("{folder}/{stem}");

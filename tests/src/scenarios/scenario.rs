@@ -136,8 +136,11 @@ fn take(
     Ok(Step { objects: objects.clone(), expected })
 }
 
-/// An object in full from `KIND: NAME` or `KIND: NAMESPACE/NAME` and its other fields; a pod with its Service.
+/// An object as it is, if it has a `kind`; else in full from `KIND: NAME` or `KIND: NAMESPACE/NAME` and its other fields; a pod with its Service.
 fn expand(world: &World, written: Value) -> anyhow::Result<Vec<Value>> {
+    if written.get("kind").is_some() {
+        return Ok(vec![written]);
+    }
     let Value::Object(mut fields) = written else { anyhow::bail!("{written} is no object") };
     let kinds = ["NetworkPolicy", "ClusterNetworkPolicy", "Namespace", "Pod"];
     let kind = kinds.into_iter().find(|kind| fields.contains_key(*kind)).context("an object has no kind")?;
