@@ -135,9 +135,10 @@ pub(super) fn read(
     Ok(expected
         .map(|((from, to, port), is_accepted)| {
             // An address is of one family.
-            let family = [&from, &to].into_iter().find_map(|end| end.strip_prefix("ip:")).map(|address| {
-                if address.contains(':') { Family::V6 } else { Family::V4 }
-            });
+            let family = [&from, &to]
+                .into_iter()
+                .find_map(|end| end.strip_prefix("ip:"))
+                .map(|address| if address.contains(':') { Family::V6 } else { Family::V4 });
             Expected { from, to, port, family, is_accepted }
         })
         .collect())

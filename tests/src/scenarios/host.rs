@@ -1,9 +1,10 @@
 //! Scenarios on the host: against the oracle, the engine, and the plans that nodes enforce.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 
 use npolicy_agent::compile::{Compiler, Engine, Peer, Plan, Protocol, Scope};
-use npolicy_agent::model::{ClusterState, PodKey};
+use npolicy_agent::model::{ClusterState, Event, Object, PodKey};
 use npolicy_agent::watch::manifests::Manifests;
 use npolicy_common::{Direction, Family, Verdict};
 use serde_json::Value;
@@ -128,6 +129,19 @@ pub fn check_nodes(scenario: &Scenario) -> (usize, Vec<Difference>) {
     total
 }
 
+/// The cluster of these objects. Most are in many steps, so each is read once.
 fn state(objects: &Objects) -> ClusterState {
-    Manifests::from_text("scenario.yaml", &objects.text()).state()
+    static READ: Mutex<BTreeMap<String, Vec<Object>>> = Mutex::new(BTreeMap::new());
+    let mut state = ClusterState::default();
+    for object in objects.values() {
+        let text = object.to_string();
+        let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = read
+            .entry(text)
+            .or_insert_with_key(|text| Manifests::from_text("scenario.yaml", text).objects().cloned().collect());
+        for object in found.iter().cloned() {
+            state.apply(Event::Upsert(object));
+        }
+    }
+    state
 }

@@ -20,6 +20,7 @@ mod world;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, ensure};
 use serde::de::DeserializeOwned;
@@ -32,12 +33,17 @@ pub use packets::{Ran, Setting, run_packets};
 pub use scenario::{Scenario, Step};
 pub use world::World;
 
-/// Every scenario, ascending by name.
+/// Every scenario, ascending by name; read once.
 ///
-/// # Errors
+/// # Panics
 ///
-/// A file that cannot be read, or two scenarios of one name.
-pub fn all() -> anyhow::Result<Vec<Scenario>> {
+/// A file cannot be read, or two scenarios have one name.
+pub fn all() -> &'static [Scenario] {
+    static ALL: OnceLock<Vec<Scenario>> = OnceLock::new();
+    ALL.get_or_init(|| read_all().unwrap_or_else(|error| panic!("{error:#}")))
+}
+
+fn read_all() -> anyhow::Result<Vec<Scenario>> {
     let mut scenarios = Vec::new();
     for folder in ["e2e", "cyclonus", "cnp", "services"] {
         for path in yaml_files(&root().join(folder))? {

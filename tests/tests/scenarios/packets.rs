@@ -15,8 +15,7 @@ fn run(setting: Setting) {
     let only = std::env::var("NPOLICY_SCENARIO").unwrap_or_default();
     // Or all of them, which takes long.
     let every = std::env::var("NPOLICY_EVERY_SCENARIO").is_ok_and(|value| value == "1");
-    let all = scenarios::all().expect("scenarios");
-    let chosen: Vec<_> = all
+    let chosen: Vec<_> = scenarios::all()
         .iter()
         .zip(OWN_CLUSTERS.iter().cycle())
         .filter(|(scenario, other)| scenario.packets.or(every.then_some(**other)) == Some(setting))
@@ -35,8 +34,8 @@ fn a_wrong_expectation_is_found_by_packets() {
     if !require_cluster() {
         return;
     }
-    let all = scenarios::all().expect("scenarios");
-    let mut scenario = all.into_iter().find(|scenario| scenario.name.starts_with("e2e/A28")).expect("the scenario");
+    let a28 = scenarios::all().iter().find(|scenario| scenario.name.starts_with("e2e/A28"));
+    let mut scenario = a28.expect("the scenario").clone();
     let mut probes = 0;
     for step in &mut scenario.steps {
         // Both ends of the one connection that is allowed, and some that are not.
