@@ -14,19 +14,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
-use npolicy_common::{Direction, EventState, FLOW_WAYS, FlowEvent, FlowProtocol, Reason, Verdict};
+use npolicy_common::{Direction, FLOW_WAYS, FlowEvent, Reason, Verdict};
 use rustc_hash::FxHashMap;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
-use crate::compile::{Compiler, Decision, Plan, Remote, Scope, explain};
+use crate::compile::{Compiler, Plan, Scope};
 use crate::datapath::{Datapath, DatapathConfig, Degraded, Enrolled, PublishReport};
 use crate::model::{ClusterState, Owner, PodKey, Severity};
-use crate::observe::{DropLine, DropLog, Format, History, PolicyRef, Ready, Repeats, Snapshot, write_ready};
+use crate::observe::{DropLine, DropLog, Format, History, Ready, Repeats, Snapshot, write_ready};
 use crate::watch::directory::DirectoryWatch;
 use crate::watch::links::{HostLink, LinkWatch, Links};
 use crate::watch::manifests::Manifests;
+
+mod denial;
 
 /// How often denials are read from the ring buffer.
 const EVENTS_EVERY: Duration = Duration::from_millis(20);
@@ -423,30 +425,7 @@ impl Agent {
         let local = line.local_mut();
         local.pod = Some((pod.key.namespace.to_string(), pod.key.name.to_string()));
         local.labels = pod.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        if !matches!(line.reason, Reason::Policy) {
-            return;
-        }
-        // A refused answer is refused because its flow is, in the flow's own direction and with the flow's port.
-        let (direction, port) = match (line.state, line.direction) {
-            (EventState::REPLY, direction) => (direction.opposite(), reply_port(event, direction)),
-            (_, Direction::Ingress) => (Direction::Ingress, event.local_port),
-            (_, Direction::Egress) => (Direction::Egress, event.remote_port),
-        };
-        let protocol = line.protocol.map_or(FlowProtocol::Other, FlowProtocol::of);
-        let remote = Remote::at(state, address);
-        let explanation = explain(state, pod, direction, &remote, protocol, port);
-        line.isolated_by = explanation
-            .isolated_by
-            .iter()
-            .map(|key| PolicyRef {
-                kind: "NetworkPolicy",
-                namespace: Some(key.namespace.to_string()),
-                name: key.name.to_string(),
-            })
-            .collect();
-        if let Decision::Denied(miss) = explanation.decision {
-            line.nearest_miss = Some(miss.to_string());
-        }
+        denial::explain_denial(state, pod, event, address, line);
     }
 
     /// Looks whether the programs are where they belong.
@@ -495,15 +474,6 @@ impl Agent {
     fn try_again(&mut self, error: &dyn std::error::Error, what: &str) {
         warn!(error = chain(error), "cannot {what}; trying again");
         self.retry_at = Some(tokio::time::Instant::now() + RETRY_AFTER);
-    }
-}
-
-/// The flow's own destination port, seen from an answer that went in `direction`.
-fn reply_port(event: &FlowEvent, direction: Direction) -> u16 {
-    match direction {
-        // The pod asked, the answer came in: the port asked for is the remote one.
-        Direction::Ingress => event.remote_port,
-        Direction::Egress => event.local_port,
     }
 }
 

@@ -15,8 +15,8 @@ use crate::observe::Format;
     Verdicts stay in force when the agent ends, however it ends: its programs and tables are pinned under --pin-dir.\n\
     The next agent takes them over without a gap. `npolicy agent --remove` takes them away.")]
 pub struct Args {
-    /// Directory of YAML or JSON manifests: Namespaces, Pods (with status.podIPs) and NetworkPolicies; read again when
-    /// they change
+    /// Directory of YAML or JSON manifests, read again when they change: Pods (with status.podIPs), Namespaces, Nodes,
+    /// Services, EndpointSlices, NetworkPolicies and ClusterNetworkPolicies
     #[arg(long, value_name = "DIR", required_unless_present = "remove")]
     manifests: Option<PathBuf>,
 

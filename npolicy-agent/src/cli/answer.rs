@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::question::{protocol_parts, verdict_text};
 use crate::compile::{
-    Answer, BackendAnswer, Decision, Explanation, Judgement, Matched, Question, Seen, ServiceAnswer, TierRule,
+    Answer, BackendAnswer, Decision, Explanation, Judgement, Matched, Protocol, Question, Seen, ServiceAnswer, TierRule,
 };
 
 /// Says in one line why the answer is what it is: what the end says that denies, else what each end says.
@@ -17,8 +17,7 @@ pub(super) fn reason(answer: &Answer) -> String {
     }
     match &answer.service {
         Some(service) if service.backends.is_empty() => {
-            let lead = format!("service {} has {}", service.service, missing(service));
-            format!("{lead}; {}", steps_text(&answer.judgements))
+            format!("service {} {}; {}", service.service, missing_text(service), steps_text(&answer.judgements))
         }
         Some(service) => service_reason(service),
         None => steps_text(&answer.judgements),
@@ -26,11 +25,28 @@ pub(super) fn reason(answer: &Answer) -> String {
 }
 
 /// What a Service lacks that has no backend for a question.
-pub(super) const fn missing(service: &ServiceAnswer) -> &'static str {
-    if service.has_port {
-        "no backend, so only rules without peers could accept"
-    } else {
-        "no such port, so only rules without peers could accept"
+pub(super) fn missing_text(service: &ServiceAnswer) -> String {
+    let asked = service.asked;
+    let lacks = match (service.has_port, asked) {
+        (true, _) => format!("has no backend for {asked}"),
+        (false, Protocol::Icmp) => "is only reached on its ports".to_owned(),
+        (false, _) => format!("has no port {asked}"),
+    };
+    format!("{lacks}, so only rules without peers could accept")
+}
+
+/// Where a rule may have been written for the Service's port: that it is not what policies see. Begins with a semicolon.
+pub(super) fn port_hint(service: &ServiceAnswer, backend: &BackendAnswer) -> String {
+    let by_miss = |judgement: &Judgement| match &judgement.explanation.decision {
+        Decision::Denied(miss) => miss.misses_ports,
+        Decision::NotGoverned | Decision::NotDecided | Decision::OwnNode | Decision::Itself => false,
+        Decision::Accepted(_) | Decision::TierAccepted(_) | Decision::TierDenied(_) => false,
+    };
+    match service.asked.port() {
+        Some((protocol, port)) if port != backend.backend.port && backend.judgements.iter().any(by_miss) => {
+            format!("; policies see the backend's port {}/{protocol}, not the Service's", backend.backend.port)
+        }
+        Some(_) | None => String::new(),
     }
 }
 
@@ -50,11 +66,12 @@ fn service_reason(service: &ServiceAnswer) -> String {
     let denying = service.backends.iter().find(|backend| backend.verdict == Verdict::Deny);
     match (denying, &*service.backends) {
         (_, [only]) => {
-            format!("service {}, backend {}: {}", service.service, backend_text(only), steps_text(&only.judgements))
+            let (backend, hint) = (backend_text(only), port_hint(service, only));
+            format!("service {}, backend {backend}: {}{hint}", service.service, steps_text(&only.judgements))
         }
         (Some(denying), _) => {
-            let steps = steps_text(&denying.judgements);
-            format!("{}; {}: {steps}", backends_text(service), backend_text(denying))
+            let (steps, hint) = (steps_text(&denying.judgements), port_hint(service, denying));
+            format!("{}; {}: {steps}{hint}", backends_text(service), backend_text(denying))
         }
         (None, [first, ..]) => {
             format!("{}; {}: {}", backends_text(service), backend_text(first), steps_text(&first.judgements))

@@ -8,12 +8,12 @@ use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 use npolicy_common::{Direction, Family, Verdict};
 
 use super::answer::{
-    AnswerLine, BatchLine, backend_text, backends_text, decision_text, direction_text, missing, reason, seen_text,
+    AnswerLine, BatchLine, backend_text, backends_text, decision_text, direction_text, missing_text, port_hint, reason,
+    seen_text,
 };
 use super::exit;
 use super::question::{parse_end, parse_protocol, parse_question};
 use crate::compile::{Answer, Decision, Engine, Judgement, Question, ServiceAnswer, Unanswerable};
-use crate::model::PodKey;
 use crate::watch::manifests::Manifests;
 
 /// Flags of `npolicy can`.
@@ -27,9 +27,13 @@ Examples:
     npolicy can -f manifests/ --from ip:203.0.113.7 --to prod/database --port icmp
     npolicy can -f manifests/ --from node:n1 --to prod/database --port 8080/tcp
 
+  May it call a Service? Each of its backends must accept; the port is the Service's.
+    npolicy can -f manifests/ --from dev/frontend --to svc:prod/api --port 80/tcp
+
   A running cluster, as it is now:
-    kubectl get pods,namespaces,nodes,networkpolicies -A -o yaml > cluster.yaml
-    npolicy can -f cluster.yaml --from dev/frontend --to prod/database --port 8080/tcp
+    kubectl get pods,namespaces,nodes,services,endpointslices -A -o yaml > cluster/objects.yaml
+    kubectl get networkpolicies,clusternetworkpolicies -A -o yaml > cluster/policies.yaml
+    npolicy can -f cluster/ --from dev/frontend --to prod/database --port 8080/tcp
 
   Many questions, one JSON object a line:
     echo '{\"from\":\"prod/backend\",\"to\":\"prod/database\",\"protocol\":\"TCP\",\"port\":8080}' |
@@ -46,7 +50,10 @@ pub struct Args {
     #[arg(long, value_name = "END", required_unless_present = "batch", conflicts_with = "batch")]
     from: Option<String>,
 
-    /// To whom: NAMESPACE/POD, node:NAME or ip:ADDRESS
+    /// To whom: NAMESPACE/POD, node:NAME, ip:ADDRESS or svc:NAMESPACE/NAME
+    ///
+    /// An address may be a Service's: a cluster address, or on the Service's ports an external, load-balancer or node
+    /// address.
     #[arg(long, value_name = "END", required_unless_present = "batch", conflicts_with = "batch")]
     to: Option<String>,
 
@@ -65,7 +72,8 @@ pub struct Args {
     /// Read questions from stdin, one JSON object a line, and answer each with one
     ///
     /// A question has `from`, `to`, `protocol` (TCP, UDP, SCTP or ICMP), `port` (not for ICMP) and, if it matters,
-    /// `family` (IPv4 or IPv6). An answer has `verdict` (Accept or Deny) and `reason`, or `error`.
+    /// `family` (IPv4 or IPv6). An answer has `verdict` (Accept or Deny) and `reason`, or `error`; where a Service is asked
+    /// for also `service`, `mixed_backends` and `backends`, each with `verdict` and `reason`.
     #[arg(long)]
     batch: bool,
 }
@@ -99,7 +107,7 @@ impl From<FamilyName> for Family {
     }
 }
 
-/// How many pods a message names.
+/// How many names a message has.
 const MOST_NAMES: usize = 10;
 
 /// Runs the command; returns its exit code.
@@ -123,7 +131,15 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
             anstream::eprintln!("npolicy: {error}");
             return Ok(exit::UNKNOWN);
         }
-        Err(Unanswerable::NoPod(key)) => anyhow::bail!("there is no pod {key}{}", pods_beside(&engine, &key)),
+        Err(Unanswerable::NoPod(key)) => {
+            let pods = engine.state().pods().filter(|pod| pod.key.namespace == key.namespace);
+            anyhow::bail!("there is no pod {key}{}", beside(&key.namespace, pods.map(|pod| &*pod.key.name)))
+        }
+        Err(Unanswerable::NoService(key)) => {
+            let services = engine.state().services().filter(|service| service.key.namespace == key.namespace);
+            let names = services.map(|service| &*service.key.name);
+            anyhow::bail!("there is no Service {key}{}", beside(&key.namespace, names))
+        }
         Err(error) => return Err(error.into()),
     };
     let mut out = anstream::stdout().lock();
@@ -150,14 +166,13 @@ pub(super) fn written(outcome: io::Result<()>, code: u8) -> anyhow::Result<u8> {
     }
 }
 
-/// Names pods of the same namespace, for whoever mistyped one: `; dev has backend, frontend`.
-fn pods_beside(engine: &Engine, key: &PodKey) -> String {
-    let pods = engine.state().pods().filter(|pod| pod.key.namespace == key.namespace);
-    let names: Vec<_> = pods.map(|pod| &*pod.key.name).take(MOST_NAMES + 1).collect();
+/// Names what else is in a namespace, for whoever mistyped one: `; dev has backend, frontend`.
+fn beside<'a>(namespace: &str, names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<_> = names.take(MOST_NAMES + 1).collect();
     match names.len() {
         0 => String::new(),
-        1..=MOST_NAMES => format!("; {} has {}", key.namespace, names.join(", ")),
-        _ => format!("; {} has {}, ...", key.namespace, names[..MOST_NAMES].join(", ")),
+        1..=MOST_NAMES => format!("; {namespace} has {}", names.join(", ")),
+        _ => format!("; {namespace} has {}, ...", names[..MOST_NAMES].join(", ")),
     }
 }
 
@@ -187,7 +202,7 @@ fn print_text(out: &mut impl Write, question: &Question, answer: &Answer, is_cer
     writeln!(out, "{verdict}  {} -> {}  {} over {family}", question.from, question.to, question.protocol)?;
     match &answer.service {
         Some(service) if service.backends.is_empty() => {
-            writeln!(out, "  service {} at {} has {}", service.service, service.address, missing(service))?;
+            writeln!(out, "  service {} at {} {}", service.service, service.address, missing_text(service))?;
             print_steps(out, &answer.judgements, "  ")?;
         }
         Some(service) => print_backends(out, service)?,
@@ -208,7 +223,8 @@ fn print_steps(out: &mut impl Write, judgements: &[Judgement], indent: &str) -> 
             Verdict::Deny => super::style::denied("denies"),
         };
         let (subject, seen) = (&judgement.subject, seen_text(&judgement.seen));
-        writeln!(out, "{indent}{direction} of {subject}{seen} {verdict}: {}", decision_text(judgement))?;
+        let comma = if seen.is_empty() { "" } else { "," };
+        writeln!(out, "{indent}{direction} of {subject}{seen}{comma} {verdict}: {}", decision_text(judgement))?;
         let isolates = match judgement.explanation.decision {
             Decision::TierAccepted(_) | Decision::TierDenied(_) => false,
             Decision::NotGoverned | Decision::NotDecided | Decision::OwnNode | Decision::Itself => true,
@@ -228,7 +244,8 @@ const BACKENDS_EXPLAINED: usize = 3;
 /// One backend: its steps. Several: a table of them, then the steps of the first that deny, or of the first if none does.
 fn print_backends(out: &mut impl Write, service: &ServiceAnswer) -> io::Result<()> {
     if let [only] = &*service.backends {
-        writeln!(out, "  service {} at {}, backend {}", service.service, service.address, backend_text(only))?;
+        let (backend, hint) = (backend_text(only), port_hint(service, only));
+        writeln!(out, "  service {} at {}, backend {backend}{hint}", service.service, service.address)?;
         return print_steps(out, &only.judgements, "  ");
     }
     writeln!(out, "  {}", backends_text(service))?;
@@ -256,7 +273,7 @@ fn print_backends(out: &mut impl Write, service: &ServiceAnswer) -> io::Result<(
     let denying: Vec<_> = service.backends.iter().filter(|backend| backend.verdict == Verdict::Deny).collect();
     let told = if denying.is_empty() { &service.backends.iter().take(1).collect() } else { &denying };
     for backend in told.iter().take(BACKENDS_EXPLAINED) {
-        writeln!(out, "  {}", backend_text(backend))?;
+        writeln!(out, "  {}{}", backend_text(backend), port_hint(service, backend))?;
         print_steps(out, &backend.judgements, "    ")?;
     }
     if denying.len() > BACKENDS_EXPLAINED {

@@ -43,8 +43,8 @@ use crate::watch::manifests::Manifests;
     The demo keeps to network namespaces of its own, which end with it, however it ends. After `kill -9` a directory \
     npolicy-demo-* stays in the temporary directory; the next demo removes it.")]
 pub struct Args {
-    /// Manifests to use instead of the demo's own, a file or a directory of .yaml, .yml and .json files: Namespaces, Pods
-    /// and NetworkPolicies. Pods without an address get one
+    /// Manifests to use instead of the demo's own, a file or a directory of .yaml, .yml and .json files: Namespaces, Pods,
+    /// NetworkPolicies and ClusterNetworkPolicies. Pods without an address get one; Services are not tried
     #[arg(short, long, value_name = "PATH")]
     file: Option<PathBuf>,
 

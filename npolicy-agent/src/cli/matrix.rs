@@ -9,9 +9,9 @@ use npolicy_common::{Family, Verdict};
 
 use super::can::{FamilyName, Output, load, written};
 use super::exit;
-use super::question::{parse_protocol, protocol_parts, verdict_text};
-use crate::compile::{End, Engine, Protocol, Question};
-use crate::model::PodKey;
+use super::question::{parse_end, parse_protocol, protocol_parts, verdict_text};
+use crate::compile::{Brief, End, Engine, Protocol, Question, Unanswerable};
+use crate::model::{ClusterState, PodKey, Service};
 
 /// Flags of `npolicy matrix`.
 #[derive(clap::Args)]
@@ -23,7 +23,12 @@ Examples:
   Who can ping the pods of prod, one JSON object a pair?
     npolicy matrix -f manifests/ --port icmp -n prod -o json
 
-Rows are destinations, columns are sources. A pod on its node's network stands for its node.
+  Who reaches the Services that have port 80? Who reaches this one, and the API server behind it?
+    npolicy matrix -f manifests/ --port 80/tcp --services
+    npolicy matrix -f manifests/ --port 443/tcp --to svc:default/kubernetes --to ip:192.0.2.1
+
+Rows are destinations, columns are sources. A pod on its node's network stands for its node. A Service accepts if each of
+its backends does; M marks one of which only some do (MixedBackends).
 
 Exit code: 0, or 2 if the files cannot be used, or 3 if something in them could not be read, so the table is not certain,
 or if a pair has no answer.")]
@@ -39,6 +44,14 @@ pub struct Args {
     /// Only destinations in this namespace
     #[arg(short = 'n', long, value_name = "NAMESPACE")]
     namespace: Option<String>,
+
+    /// Services as destinations, too: those with a cluster address and the port of --port
+    #[arg(long)]
+    services: bool,
+
+    /// Only this destination: NAMESPACE/POD, node:NAME, ip:ADDRESS or svc:NAMESPACE/NAME; may be given several times
+    #[arg(long, value_name = "END", conflicts_with_all = ["namespace", "services"])]
+    to: Vec<String>,
 
     /// Address family; by default the first of each source that both ends have
     #[arg(long, value_enum, ignore_case = true)]
@@ -56,14 +69,11 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
     let family = args.family.map(Family::from);
     let pods: Vec<PodKey> =
         engine.state().pods().filter(|pod| !pod.phase.is_finished()).map(|pod| pod.key.clone()).collect();
-    let destinations: Vec<PodKey> = pods
-        .iter()
-        .filter(|pod| args.namespace.as_ref().is_none_or(|namespace| **namespace == *pod.namespace))
-        .cloned()
-        .collect();
-    if let Some(namespace) = args.namespace.filter(|_| destinations.is_empty()) {
-        anyhow::bail!("there is no pod in namespace {namespace}");
-    }
+    let destinations = if args.to.is_empty() {
+        destinations(engine.state(), &args, &pods, protocol)?
+    } else {
+        args.to.iter().map(|to| existing_end(engine.state(), to).context("--to")).collect::<anyhow::Result<_>>()?
+    };
     let outcome = match args.output {
         Output::Text => print_table(&mut engine, &pods, &destinations, protocol, family),
         Output::Json => print_lines(&mut engine, &pods, &destinations, protocol, family),
@@ -73,8 +83,43 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
     written(outcome.map(drop), code)
 }
 
+/// Reads an end that the cluster has; an address is always one.
+fn existing_end(state: &ClusterState, text: &str) -> anyhow::Result<End> {
+    let end = parse_end(text)?;
+    match &end {
+        End::Pod(key) => anyhow::ensure!(state.pod(key).is_some(), Unanswerable::NoPod(key.clone())),
+        End::Node(name) => anyhow::ensure!(state.node(name).is_some(), Unanswerable::NoNode(name.clone())),
+        End::Service(key) => anyhow::ensure!(state.service(key).is_some(), Unanswerable::NoService(key.clone())),
+        End::Address(_) => {}
+    }
+    Ok(end)
+}
+
+/// Pods, and Services where they are asked for, ascending by name.
+fn destinations(state: &ClusterState, args: &Args, pods: &[PodKey], protocol: Protocol) -> anyhow::Result<Vec<End>> {
+    let is_wanted = |namespace: &str| args.namespace.as_ref().is_none_or(|wanted| wanted == namespace);
+    let pods = pods.iter().filter(|pod| is_wanted(&pod.namespace)).map(|pod| End::Pod(pod.clone()));
+    let mut destinations: Vec<_> = pods.collect();
+    if args.services {
+        let has_port = |service: &Service| {
+            let mut ports = service.ports.iter().map(|port| (port.protocol, port.port));
+            !service.cluster_addresses.is_empty() && protocol.port().is_some_and(|port| ports.any(|own| own == port))
+        };
+        let before = destinations.len();
+        let wanted = state.services().filter(|service| is_wanted(&service.key.namespace) && has_port(service));
+        destinations.extend(wanted.map(|service| End::Service(service.key.clone())));
+        if destinations.len() == before {
+            anstream::eprintln!("note: no Service has {protocol}");
+        }
+    }
+    match &args.namespace {
+        Some(namespace) if destinations.is_empty() => anyhow::bail!("there is no pod in namespace {namespace}"),
+        _ => Ok(destinations),
+    }
+}
+
 /// One pair in JSON.
-#[derive(serde::Serialize)]
+#[derive(Default, serde::Serialize)]
 struct Line {
     from: String,
     to: String,
@@ -83,34 +128,41 @@ struct Line {
     port: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     verdict: Option<&'static str>,
+    /// Only where it is true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mixed_backends: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
 
-fn question(from: &PodKey, to: &PodKey, protocol: Protocol, family: Option<Family>) -> Question {
-    Question { from: End::Pod(from.clone()), to: End::Pod(to.clone()), protocol, family }
+fn question(from: &PodKey, to: &End, protocol: Protocol, family: Option<Family>) -> Question {
+    Question { from: End::Pod(from.clone()), to: to.clone(), protocol, family }
 }
 
 /// Prints the table; returns how many of its cells have no answer.
 fn print_table(
     engine: &mut Engine,
     sources: &[PodKey],
-    destinations: &[PodKey],
+    destinations: &[End],
     protocol: Protocol,
     family: Option<Family>,
 ) -> io::Result<u64> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).enforce_styling();
     table.set_header(["to \\ from".to_owned()].into_iter().chain(sources.iter().map(ToString::to_string)));
-    let (mut accepted, mut denied, mut unknown) = (0u64, 0u64, 0u64);
+    let (mut accepted, mut denied, mut mixed, mut unknown) = (0u64, 0u64, 0u64, 0u64);
     for to in destinations {
         let mut row = vec![Cell::new(to)];
-        row.extend(sources.iter().map(|from| match engine.verdict(&question(from, to, protocol, family)) {
-            Ok(Verdict::Accept) => {
+        row.extend(sources.iter().map(|from| match engine.brief(&question(from, to, protocol, family)) {
+            Ok(Brief { is_mixed: true, .. }) => {
+                mixed += 1;
+                Cell::new("M").fg(Color::Red)
+            }
+            Ok(Brief { verdict: Verdict::Accept, .. }) => {
                 accepted += 1;
                 Cell::new(".").fg(Color::Green)
             }
-            Ok(Verdict::Deny) => {
+            Ok(Brief { verdict: Verdict::Deny, .. }) => {
                 denied += 1;
                 Cell::new("X").fg(Color::Red)
             }
@@ -130,6 +182,9 @@ fn print_table(
         writeln!(out, "{}", line.trim_end())?;
     }
     writeln!(out, "\n{protocol}: . accepted {accepted}, X denied {denied}")?;
+    if mixed > 0 {
+        writeln!(out, "M {mixed} denied, though some backends accept (MixedBackends; npolicy can says which)")?;
+    }
     if unknown > 0 {
         writeln!(out, "? {unknown} without an answer (npolicy can says why)")?;
     }
@@ -141,7 +196,7 @@ fn print_table(
 fn print_lines(
     engine: &mut Engine,
     sources: &[PodKey],
-    destinations: &[PodKey],
+    destinations: &[End],
     protocol: Protocol,
     family: Option<Family>,
 ) -> io::Result<u64> {
@@ -150,14 +205,18 @@ fn print_lines(
     let mut unknown = 0;
     for to in destinations {
         for from in sources {
-            let (verdict, error) = match engine.verdict(&question(from, to, protocol, family)) {
-                Ok(verdict) => (Some(verdict_text(verdict)), None),
+            let (from_text, to_text) = (from.to_string(), to.to_string());
+            let mut line = Line { from: from_text, to: to_text, protocol: name, port, ..Line::default() };
+            match engine.brief(&question(from, to, protocol, family)) {
+                Ok(Brief { verdict, is_mixed }) => {
+                    line.verdict = Some(verdict_text(verdict));
+                    line.mixed_backends = is_mixed.then_some(true);
+                }
                 Err(error) => {
                     unknown += 1;
-                    (None, Some(error.to_string()))
+                    line.error = Some(error.to_string());
                 }
-            };
-            let line = Line { from: from.to_string(), to: to.to_string(), protocol: name, port, verdict, error };
+            }
             serde_json::to_writer(&mut out, &line)?;
             out.write_all(b"\n")?;
         }

@@ -25,7 +25,7 @@ pub mod exit {
 }
 
 #[derive(Parser)]
-#[command(name = "npolicy", version, about = "Kubernetes NetworkPolicy, enforced on the node", long_about = None)]
+#[command(name = "npolicy", version, about = "Kubernetes NetworkPolicy and ClusterNetworkPolicy, enforced on the node", long_about = None)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -37,7 +37,7 @@ enum Command {
     Agent(agent::Args),
     /// Build a small cluster out of network namespaces, enforce a policy in it and try every connection
     Demo(demo::Args),
-    /// Say whether one pod may reach another, and why
+    /// Say whether a pod may reach another, or a Service, and why
     Can(can::Args),
     /// Show who may reach whom as a table
     Matrix(matrix::Args),

@@ -15,7 +15,7 @@ mod judge;
 mod possible;
 mod question;
 
-pub use self::answer::{Answer, BackendAnswer, Judgement, Seen, ServiceAnswer};
+pub use self::answer::{Answer, BackendAnswer, Brief, Judgement, Seen, ServiceAnswer};
 pub use self::question::{End, Protocol, Question, Unanswerable};
 
 /// Answers questions about any two ends of a cluster. Every pod is a subject, each on its own node.
@@ -53,7 +53,13 @@ impl Engine {
                 verdict,
                 judgements: steps.into_iter().map(because).collect(),
             });
-            ServiceAnswer { service: service.key.clone(), address, has_port, backends: backends.collect() }
+            ServiceAnswer {
+                service: service.key.clone(),
+                address,
+                asked: question.protocol,
+                has_port,
+                backends: backends.collect(),
+            }
         });
         Ok(Answer { verdict, family, is_self, judgements, service })
     }
@@ -63,7 +69,17 @@ impl Engine {
     /// # Errors
     /// See [`Unanswerable`].
     pub fn verdict(&mut self, question: &Question) -> Result<Verdict, Unanswerable> {
-        Ok(self.compiled.judge(&mut self.rows, question)?.verdict)
+        Ok(self.brief(question)?.verdict)
+    }
+
+    /// Answers a question without reasons, except for mixed backends.
+    ///
+    /// # Errors
+    /// See [`Unanswerable`].
+    pub fn brief(&mut self, question: &Question) -> Result<Brief, Unanswerable> {
+        let outcome = self.compiled.judge(&mut self.rows, question)?;
+        let is_mixed = outcome.service.is_some_and(|through| through.is_mixed());
+        Ok(Brief { verdict: outcome.verdict, is_mixed })
     }
 }
 
@@ -78,3 +94,6 @@ fn because(state: &ClusterState, question: &Question, step: Step<'_>) -> Judgeme
     );
     Judgement { direction, subject: subject.key.clone(), seen, verdict, explanation }
 }
+
+#[cfg(test)]
+mod tests;

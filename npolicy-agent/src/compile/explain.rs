@@ -127,6 +127,8 @@ pub struct Miss {
     pub policy: PolicyKey,
     /// The place in the policy and the change, for people.
     pub text: String,
+    /// Whether the rule's ports are what is missed, or part of it.
+    pub misses_ports: bool,
 }
 
 impl fmt::Display for Miss {

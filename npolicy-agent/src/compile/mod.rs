@@ -1,12 +1,14 @@
 //! Stage 3: from the cluster to rulesets and classes. Deterministic, no I/O.
 //!
 //! In: [`ClusterState`](crate::model::ClusterState). Out: a [`Plan`] for one node, and diagnostics. [`Engine`] puts
-//! questions to a plan of the whole cluster, and [`explain`] says why a verdict is what it is.
+//! questions to a plan of the whole cluster, and [`explain()`] says why a verdict is what it is.
 
+mod changes;
 mod classes;
 mod compiler;
 mod engine;
 mod explain;
+mod groups;
 mod intern;
 mod plan;
 mod ports;
@@ -14,10 +16,12 @@ mod prefixes;
 mod resolve;
 mod ruleset;
 mod services;
+mod subjects;
 
+pub use changes::Changes;
 pub use compiler::{Compiler, Scope};
 pub use engine::{
-    Answer, BackendAnswer, End, Engine, Judgement, Protocol, Question, Seen, ServiceAnswer, Unanswerable,
+    Answer, BackendAnswer, Brief, End, Engine, Judgement, Protocol, Question, Seen, ServiceAnswer, Unanswerable,
 };
 pub use explain::{
     Accepted, BackendExplanation, Decision, Explanation, Matched, Miss, Remote, ServiceExplanation, TierRule, explain,

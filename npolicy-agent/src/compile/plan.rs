@@ -11,12 +11,12 @@ use rustc_hash::FxHashMap;
 use super::ruleset::Ruleset;
 use crate::model::{PodKey, PortProtocol};
 
-/// A peer that some policy in force here names (a pair of selectors with its scope, or an `ipBlock`), interned for the
-/// process's life: equal content, equal id, also across compilations.
+/// A peer that some policy in force here names (a pair of selectors with its scope, or an `ipBlock`). Equal content, equal
+/// id, as long as some ruleset of a [`super::Compiler`] mentions it; an id never comes to mean anything else.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct PeerId(pub u32);
 
-/// A port name that some policy in force here mentions, interned for the process's life.
+/// A port name that some policy in force here looks up on its peers; numbered as peers are.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct PortNameId(pub u32);
 
@@ -111,7 +111,7 @@ impl Subject {
 /// One node's whole enforcement.
 #[derive(Clone, Default, Debug)]
 pub struct Plan {
-    /// Distinct class keys; the first is the empty one.
+    /// Class keys; the first is the empty one. Those that something leads to are distinct.
     pub classes: Vec<ClassKey>,
     /// Addresses whose class differs from what [`Plan::prefixes`] says of them.
     pub exact: FxHashMap<IpAddr, ClassIndex>,

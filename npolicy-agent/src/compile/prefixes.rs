@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use rustc_hash::FxHashMap;
@@ -38,6 +39,61 @@ impl PrefixTable {
             let block = IpNet::new(address, length).expect("the length is one of this family").trunc();
             self.blocks.get(&block).copied()
         })
+    }
+}
+
+/// The blocks that peers in use name, and what is said of an address in each.
+#[derive(Default, Debug)]
+pub(super) struct Blocks {
+    peers: BTreeMap<PeerId, IpBlock>,
+    split: Vec<(IpNet, Arc<[Fact]>)>,
+    table: PrefixTable,
+}
+
+impl Blocks {
+    /// Takes note of peers that have come into use or gone out of it. Returns the blocks in which other things are said
+    /// now; none: nothing has changed.
+    pub(super) fn turn_over<'a>(
+        &mut self,
+        added: impl IntoIterator<Item = (PeerId, &'a IpBlock)>,
+        dropped: impl IntoIterator<Item = (PeerId, &'a IpBlock)>,
+    ) -> Option<PrefixTable> {
+        let mut changed = Vec::new();
+        for (id, block) in dropped {
+            self.peers.remove(&id);
+            changed.push(block.block);
+        }
+        for (id, block) in added {
+            changed.push(block.block);
+            self.peers.insert(id, block.clone());
+        }
+        if changed.is_empty() {
+            return None;
+        }
+        let split = split_at_blocks(self.peers.iter().map(|(&id, block)| (id, block)));
+        self.split = split.into_iter().map(|(block, facts)| (block, facts.into())).collect();
+        self.table = PrefixTable::new(self.split.iter().map(|&(block, _)| block));
+        Some(PrefixTable::new(changed))
+    }
+
+    /// Every block with what is said of an address that is in it and in no longer one; ascending.
+    pub(super) fn split(&self) -> &[(IpNet, Arc<[Fact]>)] {
+        &self.split
+    }
+
+    /// Where in [`Self::split`] the longest block stands that contains an address.
+    pub(super) fn find(&self, address: IpAddr) -> Option<usize> {
+        self.table.find(address)
+    }
+
+    /// What the blocks around an address say of it, ascending.
+    pub(super) fn at(&self, address: IpAddr) -> &[Fact] {
+        self.find(address).map_or(&[], |index| &self.split[index].1)
+    }
+
+    /// The peers whose blocks are wanted, ascending.
+    pub(super) fn peers(&self, is_wanted: impl Fn(&IpBlock) -> bool) -> Vec<Fact> {
+        self.peers.iter().filter(|(_, block)| is_wanted(block)).map(|(&id, _)| Fact::Peer(id)).collect()
     }
 }
 

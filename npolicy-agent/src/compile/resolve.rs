@@ -21,30 +21,17 @@ type Alike<'a> = (&'a str, &'a Labels, &'a [NamedPort]);
 /// Port names to be looked up on the peer.
 type Names = BTreeSet<(PortNameId, FlowProtocol)>;
 
-/// Makes rulesets, and remembers what they mention.
+/// Makes rulesets, equal ones once.
 pub(super) struct Resolver<'a> {
     state: &'a ClusterState,
     interner: &'a mut Interner,
     /// Rulesets by what they depend on: pods with equal labels and ports in a namespace share them.
     known: FxHashMap<Alike<'a>, [Arc<Ruleset>; 2]>,
-    /// Rulesets by content.
-    rulesets: FxHashMap<Arc<Ruleset>, ()>,
-    /// Peers that occur in some ruleset.
-    pub(super) peers: BTreeSet<PeerId>,
-    /// Names that some egress ruleset looks up on its peers.
-    pub(super) names: BTreeSet<PortNameId>,
 }
 
 impl<'a> Resolver<'a> {
     pub(super) fn new(state: &'a ClusterState, interner: &'a mut Interner) -> Self {
-        Self {
-            state,
-            interner,
-            known: FxHashMap::default(),
-            rulesets: FxHashMap::default(),
-            peers: BTreeSet::new(),
-            names: BTreeSet::new(),
-        }
+        Self { state, interner, known: FxHashMap::default() }
     }
 
     /// A pod's rulesets: ingress, egress.
@@ -54,13 +41,8 @@ impl<'a> Resolver<'a> {
             return known.clone();
         }
         let policies: Vec<_> = self.state.policies_of(pod).collect();
-        let rulesets = [Direction::Ingress, Direction::Egress].map(|direction| {
-            let ruleset = self.ruleset(direction, pod, &policies);
-            let ruleset =
-                self.rulesets.get_key_value(&ruleset).map_or_else(|| Arc::new(ruleset), |(known, ())| known.clone());
-            self.rulesets.insert(ruleset.clone(), ());
-            ruleset
-        });
+        let rulesets =
+            [Direction::Ingress, Direction::Egress].map(|direction| Arc::new(self.ruleset(direction, pod, &policies)));
         self.known.insert(key, rulesets.clone());
         rulesets
     }
@@ -70,14 +52,11 @@ impl<'a> Resolver<'a> {
         let isolated = self.isolated(direction, pod, policies);
         let (admin, governs) = self.steps(direction, pod, Tier::Admin);
         let (baseline, governs_too) = self.steps(direction, pod, Tier::Baseline);
-        let ruleset = if isolated.is_some() || governs || governs_too {
+        if isolated.is_some() || governs || governs_too {
             Ruleset::governed(direction, Tiers { admin, isolated, baseline, own: Own::default() })
         } else {
             Ruleset::ungoverned(direction)
-        };
-        self.peers.extend(ruleset.peers());
-        self.names.extend(ruleset.names());
-        ruleset
+        }
     }
 
     /// NetworkPolicy: isolated as soon as one policy has rules for the direction, be they none; accepted is the union of

@@ -1,117 +1,144 @@
-//! From Services to what their virtual addresses stand for, and to the pods that reach themselves through them.
+//! From Services to what their virtual addresses stand for.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use npolicy_common::Family;
 use rustc_hash::{FxHashMap, FxHashSet};
+use smallvec::SmallVec;
 
-use super::classes::Facts;
-use super::plan::{BackendFacts, Fact, Plan, ServiceFacts};
-use super::ruleset::Ruleset;
-use crate::model::{Backend, ClusterState, Frontend, FrontendKind, Owner, PortProtocol};
+use super::plan::{BackendFacts, Fact, ServiceFacts};
+use crate::model::{Backend, ClusterState, Frontend, FrontendKind, Owner, PortProtocol, family};
 
-/// A Service's port at an address, with the backends that this node uses.
+/// Where Services have ports.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub(super) enum Virtual {
+    /// At an address of their own.
+    Address(IpAddr),
+    /// At every address of a node that is no Service's own: the node ports of a family.
+    NodePorts(Family),
+}
+
+impl Virtual {
+    /// The node ports of both families.
+    pub(super) const NODE_PORTS: [Self; 2] = [Self::NodePorts(Family::V4), Self::NodePorts(Family::V6)];
+}
+
+/// A Service's port, with the backends that this node uses.
+#[derive(Debug)]
 struct Port {
     protocol: PortProtocol,
     number: u16,
     backends: Vec<Backend>,
 }
 
-/// Every virtual address with its Services' ports. Addresses with equal ports share them.
-pub(super) struct Virtuals(Vec<(IpAddr, Arc<[Port]>)>);
+#[derive(Debug)]
+struct Entry {
+    ports: Vec<Port>,
+    /// What rulesets can tell of them.
+    facts: Arc<[ServiceFacts]>,
+}
+
+/// Every virtual address with its Services' ports.
+#[derive(Default, Debug)]
+pub(super) struct Virtuals {
+    entries: FxHashMap<Virtual, Entry>,
+    /// By address of a backend: where it is one.
+    of_backend: FxHashMap<IpAddr, SmallVec<[Virtual; 1]>>,
+    /// Backends that must be told from others with the same facts: a subject reaches itself there in another way than
+    /// others reach it.
+    selves: FxHashSet<IpAddr>,
+    /// Where Services had ports until [`Self::refresh`] found none.
+    gone: FxHashSet<Virtual>,
+}
 
 impl Virtuals {
-    /// Takes the frontends of every virtual address. `node` is the node whose clients are meant; `None`: no node's, every
-    /// backend counts.
+    /// Looks at the Services again. `node` is the node whose clients are meant; `None`: no node's, every backend counts.
+    /// Addresses that are backends now and were not, or the other way round, go into `moved`.
     ///
     /// An address that a pod has is not a Service's as a cluster address: the pod comes first.
-    pub(super) fn new(state: &ClusterState, node: Option<&str>) -> Self {
-        let ports = |address: IpAddr| -> Arc<[Port]> {
-            let is_pods = matches!(state.owner(address), Owner::Pod(_));
-            let frontends = state.frontends(address).into_iter();
-            let frontends = frontends.filter(|frontend| !is_pods || frontend.kind != FrontendKind::Cluster);
-            let port = |frontend: Frontend<'_>| Port {
-                protocol: frontend.protocol,
-                number: frontend.port,
-                backends: match node {
-                    Some(_) => frontend.usable(node).cloned().collect(),
-                    None => frontend.backends,
-                },
-            };
-            frontends.map(port).collect()
+    pub(super) fn refresh(
+        &mut self,
+        state: &ClusterState,
+        node: Option<&str>,
+        which: Virtual,
+        moved: &mut FxHashSet<IpAddr>,
+    ) {
+        let ports = match which {
+            Virtual::Address(address) => is_services(state, address).then(|| ports(state, node, address)),
+            Virtual::NodePorts(wanted) if state.has_node_ports() => {
+                let addresses = state.nodes().flat_map(|node| &node.addresses).copied();
+                let mut plain = addresses.filter(|&at| family(at) == wanted && !is_services(state, at));
+                plain.next().map(|address| ports(state, node, address))
+            }
+            Virtual::NodePorts(_) => None,
         };
-        let services = || state.services();
-        let own: FxHashSet<IpAddr> = services()
-            .flat_map(|service| service.cluster_addresses.iter().chain(&service.external_addresses))
-            .copied()
-            .collect();
-        // What a node has beside Services' own addresses are the node ports of the address's family, on every node.
-        let mut node_ports: [Option<Arc<[Port]>>; 2] = [None, None];
-        let mut addresses: Vec<IpAddr> = state.virtual_addresses().collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        let with_ports = addresses.into_iter().map(|address| {
-            let ports = if own.contains(&address) {
-                ports(address)
-            } else {
-                node_ports[usize::from(address.is_ipv6())].get_or_insert_with(|| ports(address)).clone()
-            };
-            (address, ports)
-        });
-        Self(with_ports.collect())
-    }
-
-    fn backends(&self) -> impl Iterator<Item = &Backend> {
-        self.0.iter().flat_map(|(_, ports)| ports.iter()).flat_map(|port| &port.backends)
-    }
-
-    /// Gives each subject rulesets that know what it is to itself. Returns the addresses at which a subject reaches itself
-    /// through a Service in another way than others reach it.
-    pub(super) fn set_subjects_apart<'a>(
-        &self,
-        state: &'a ClusterState,
-        facts: &mut Facts<'a>,
-        plan: &mut Plan,
-    ) -> FxHashSet<IpAddr> {
-        let backends: FxHashSet<IpAddr> = self.backends().map(|backend| backend.address).collect();
-        let mut shared: FxHashMap<Arc<Ruleset>, ()> = FxHashMap::default();
-        let mut share = |given: &Arc<Ruleset>, own: Ruleset| {
-            let own = if own == **given { Arc::clone(given) } else { Arc::new(own) };
-            let (known, ()) = shared.get_key_value(&own).unwrap_or((&own, &()));
-            let known = Arc::clone(known);
-            shared.insert(Arc::clone(&known), ());
-            known
+        let backends = |ports: &[Port]| -> BTreeSet<IpAddr> {
+            ports.iter().flat_map(|port| &port.backends).map(|backend| backend.address).collect()
         };
-        let mut selves = FxHashSet::default();
-        for (key, subject) in &mut plan.subjects {
-            let pod = state.pod(key).expect("a subject is a pod of the cluster");
-            let own = facts.of_pod(pod);
-            let as_backend: Vec<(IpAddr, Vec<Fact>)> = subject
-                .addresses
-                .iter()
-                .filter(|address| backends.contains(address))
-                .map(|&address| (address, facts.at(address)))
-                .collect();
-            let as_backend = as_backend.iter().map(|(address, facts)| (*address, &**facts));
-            subject.ingress = share(&subject.ingress, subject.ingress.for_subject(&own, []));
-            subject.egress = share(&subject.egress, subject.egress.for_subject(&own, as_backend));
-            selves.extend(subject.egress.tiers().into_iter().flat_map(|tiers| &tiers.own.backends));
+        let now = ports.as_deref().map(backends).unwrap_or_default();
+        let before = match (self.entries.get_mut(&which), ports) {
+            (Some(entry), Some(ports)) => backends(&std::mem::replace(&mut entry.ports, ports)),
+            (None, Some(ports)) => {
+                self.entries.insert(which, Entry { ports, facts: Arc::default() });
+                BTreeSet::new()
+            }
+            (Some(_), None) => {
+                self.gone.insert(which);
+                self.entries.remove(&which).map(|entry| backends(&entry.ports)).unwrap_or_default()
+            }
+            (None, None) => return,
+        };
+        for &gone in before.difference(&now) {
+            let places = self.of_backend.get_mut(&gone).expect("a backend is listed");
+            places.retain(|&mut place| place != which);
+            if places.is_empty() {
+                self.of_backend.remove(&gone);
+                moved.insert(gone);
+            }
         }
-        selves
+        for &new in now.difference(&before) {
+            let places = self.of_backend.entry(new).or_default();
+            if places.is_empty() {
+                moved.insert(new);
+            }
+            places.push(which);
+        }
     }
 
-    /// What rulesets can tell of every virtual address. `selves` are the backends that must be told from others with the
-    /// same facts.
-    pub(super) fn resolve(
-        &self,
-        facts: &mut Facts<'_>,
-        selves: &FxHashSet<IpAddr>,
-    ) -> Vec<(IpAddr, Arc<[ServiceFacts]>)> {
-        let mut facts_at: FxHashMap<IpAddr, Arc<[Fact]>> = FxHashMap::default();
-        let mut known: FxHashMap<*const Port, Arc<[ServiceFacts]>> = FxHashMap::default();
-        let mut resolve = |port: &Port| {
+    /// Says at which addresses a subject reaches itself in its own way, and at which it did; where these are backends goes
+    /// into `changed`.
+    pub(super) fn set_selves(&mut self, before: &[IpAddr], now: &[IpAddr], changed: &mut FxHashSet<Virtual>) {
+        for address in before.iter().filter(|address| !now.contains(address)) {
+            self.selves.remove(address);
+            changed.extend(self.places(*address));
+        }
+        for address in now.iter().filter(|address| !before.contains(address)) {
+            self.selves.insert(*address);
+            changed.extend(self.places(*address));
+        }
+    }
+
+    /// Where an address is a backend.
+    pub(super) fn places(&self, backend: IpAddr) -> &[Virtual] {
+        self.of_backend.get(&backend).map_or(&[], |places| places)
+    }
+
+    /// Every address that is a backend.
+    pub(super) fn backends(&self) -> impl Iterator<Item = IpAddr> {
+        self.of_backend.keys().copied()
+    }
+
+    /// Finds out what rulesets can tell of the ports somewhere; `facts_at` is what is said of an address. Returns whether
+    /// that is something else than before.
+    pub(super) fn resolve(&mut self, which: Virtual, mut facts_at: impl FnMut(IpAddr) -> Arc<[Fact]>) -> bool {
+        let was_gone = self.gone.remove(&which);
+        let Some(entry) = self.entries.get_mut(&which) else { return was_gone };
+        let selves = &self.selves;
+        let resolve = |port: &Port| {
             let mut backend = |backend: &Backend| BackendFacts {
-                facts: facts_at.entry(backend.address).or_insert_with(|| facts.at(backend.address).into()).clone(),
+                facts: facts_at(backend.address),
                 port: backend.port,
                 local: selves.contains(&backend.address).then_some(backend.address),
             };
@@ -120,11 +147,51 @@ impl Virtuals {
             backends.dedup();
             ServiceFacts { protocol: port.protocol, port: port.number, backends }
         };
-        let mut all = |ports: &Arc<[Port]>| {
-            known.entry(ports.as_ptr()).or_insert_with(|| ports.iter().map(&mut resolve).collect()).clone()
-        };
-        self.0.iter().map(|(address, ports)| (*address, all(ports))).collect()
+        let facts: Arc<[ServiceFacts]> = entry.ports.iter().map(resolve).collect();
+        let differ = facts != entry.facts;
+        if differ {
+            entry.facts = facts;
+        }
+        differ || was_gone
     }
+
+    /// What rulesets can tell of Services' ports at an address; `None` if it is no virtual address.
+    pub(super) fn at(&self, state: &ClusterState, address: IpAddr) -> Option<&Arc<[ServiceFacts]>> {
+        if self.entries.is_empty() {
+            return None;
+        }
+        let own = self.entries.get(&Virtual::Address(address));
+        let entry = own.or_else(|| {
+            let node_ports = self.entries.get(&Virtual::NodePorts(family(address)))?;
+            (!node_ports.facts.is_empty() && !state.nodes_at(address).is_empty()).then_some(node_ports)
+        })?;
+        Some(&entry.facts)
+    }
+
+    /// Whether Services have ports there.
+    pub(super) fn contains(&self, which: Virtual) -> bool {
+        self.entries.contains_key(&which)
+    }
+}
+
+/// Whether a Service has the address as its own.
+pub(super) fn is_services(state: &ClusterState, address: IpAddr) -> bool {
+    state.services_at(address).next().is_some()
+}
+
+fn ports(state: &ClusterState, node: Option<&str>, address: IpAddr) -> Vec<Port> {
+    let is_pods = matches!(state.owner(address), Owner::Pod(_));
+    let frontends = state.frontends(address).into_iter();
+    let frontends = frontends.filter(|frontend| !is_pods || frontend.kind != FrontendKind::Cluster);
+    let port = |frontend: Frontend<'_>| Port {
+        protocol: frontend.protocol,
+        number: frontend.port,
+        backends: match node {
+            Some(_) => frontend.usable(node).cloned().collect(),
+            None => frontend.backends,
+        },
+    };
+    frontends.map(port).collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What is wrong with an object, said so that its author finds the place.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -60,9 +60,12 @@ pub struct Diagnostic {
 }
 
 /// `shop.yaml:12: warning: NetworkPolicy shop/db: spec.ingress[0].ports[1]: endPort 79 is below port 80`
+///
+/// Names and keys come from whoever wrote the object: what a terminal or a log would take for a command is escaped.
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { place, severity, object, field, message } = self;
+        let mut f = Escaped(f);
         if let Some(place) = place {
             write!(f, "{place}: ")?;
         }
@@ -71,5 +74,40 @@ impl fmt::Display for Diagnostic {
             write!(f, "{part}: ")?;
         }
         f.write_str(message)
+    }
+}
+
+/// Writes control characters as Rust does in text, like `\u{1b}`.
+struct Escaped<'a, 'f>(&'a mut fmt::Formatter<'f>);
+
+impl Write for Escaped<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for part in text.split_inclusive(char::is_control) {
+            match part.char_indices().next_back().filter(|(_, last)| last.is_control()) {
+                Some((at, last)) => write!(self.0, "{}{}", &part[..at], last.escape_default())?,
+                None => self.0.write_str(part)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_is_one_line_that_a_terminal_only_shows() {
+        let finding = Diagnostic {
+            place: Some(Place { file: Path::new("a\u{7}.yaml").into(), line: 3 }),
+            severity: Severity::Warning,
+            object: Some("Pod n/\u{1b}[2J".into()),
+            field: Some("spec.a\nb".into()),
+            message: "\u{9b}unknown field `é`\r".to_owned(),
+        };
+        assert_eq!(
+            finding.to_string(),
+            r"a\u{7}.yaml:3: warning: Pod n/\u{1b}[2J: spec.a\nb: \u{9b}unknown field `é`\r"
+        );
     }
 }

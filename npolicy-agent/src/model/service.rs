@@ -38,6 +38,13 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
 }
 
+impl Service {
+    /// Whether it has an address of its own, be it for clients in the cluster or outside.
+    pub fn has_address(&self) -> bool {
+        !self.cluster_addresses.is_empty() || !self.external_addresses.is_empty()
+    }
+}
+
 /// Which backends a node uses.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum TrafficPolicy {

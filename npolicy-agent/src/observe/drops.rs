@@ -41,6 +41,71 @@ impl fmt::Display for PolicyRef {
     }
 }
 
+/// The rule of a ClusterNetworkPolicy that denied.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RuleRef {
+    /// `Admin` or `Baseline`.
+    pub tier: String,
+    /// The policy's name.
+    pub policy: String,
+    /// The policy's place within its tier.
+    pub priority: u16,
+    /// Where in the policy, like `ingress[0]`.
+    pub rule: String,
+    /// The rule's own name.
+    pub name: Option<String>,
+    /// What could be done about it.
+    pub advice: String,
+}
+
+/// `Admin policy tenants, priority 20, ingress[1] ("own tenant only"); no change in a NetworkPolicy can allow it`
+impl fmt::Display for RuleRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tier, policy, priority, rule, name, advice } = self;
+        write!(f, "{tier} policy {}, priority {priority}, {rule}", Plain(policy))?;
+        if let Some(name) = name {
+            write!(f, " (\"{}\")", Plain(name))?;
+        }
+        write!(f, "; {}", Plain(advice))
+    }
+}
+
+/// The Service that a denied packet was for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceRef {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// How many backends the pod may be sent to.
+    pub backends: usize,
+    /// How many of them policy accepts.
+    pub accepted: usize,
+    /// The first that it does not accept, for which the policies and the rule are told: name and address.
+    pub denied: Option<String>,
+}
+
+impl ServiceRef {
+    /// Whether some backends are accepted and some are not.
+    pub fn is_mixed(&self) -> bool {
+        (1..self.backends).contains(&self.accepted)
+    }
+}
+
+/// `service prod/api: MixedBackends, 1 of 2 accepted, not prod/api2 10.0.1.22:9000`
+impl fmt::Display for ServiceRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { namespace, name, backends, accepted, denied } = self;
+        write!(f, "service {namespace}/{}", Plain(name))?;
+        match (self.is_mixed(), backends) {
+            (_, 0) => f.write_str(" leads nowhere from here")?,
+            (true, _) => write!(f, ": MixedBackends, {accepted} of {backends} accepted")?,
+            (false, _) => write!(f, ": {accepted} of {backends} backends accepted")?,
+        }
+        denied.as_ref().map_or(Ok(()), |denied| write!(f, ", not {}", Plain(denied)))
+    }
+}
+
 /// One denial.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DropLine {
@@ -64,9 +129,13 @@ pub struct DropLine {
     pub source: End,
     /// Whom it was for.
     pub destination: End,
-    /// The policies that isolate the judged pod in this direction; all of them.
+    /// The Service that it was for.
+    pub service: Option<ServiceRef>,
+    /// The rule of a ClusterNetworkPolicy that denied it.
+    pub denied_by: Option<RuleRef>,
+    /// Where NetworkPolicy denied it: the policies that isolate the judged pod in this direction; all of them.
     pub isolated_by: Vec<PolicyRef>,
-    /// The one change that would have allowed it.
+    /// The one change of a NetworkPolicy that would have allowed it.
     pub nearest_miss: Option<String>,
     /// Generation of the judged pod's rulesets.
     pub generation: u32,
@@ -105,6 +174,8 @@ impl DropLine {
             icmp_type: matches!(protocol, Some(Protocol::ICMP | Protocol::ICMPV6)).then_some(event.remote_port as u8),
             source,
             destination,
+            service: None,
+            denied_by: None,
             isolated_by: Vec::new(),
             nearest_miss: None,
             generation: event.generation,
@@ -168,9 +239,17 @@ impl DropLine {
             Direction::Egress => ("EGRESS", "egress_denied_by"),
         };
         flow.insert("traffic_direction".into(), json!(direction));
-        let policies: Vec<Value> = self.isolated_by.iter().map(policy_json).collect();
+        let ruling = self.denied_by.as_ref().map(|rule| PolicyRef {
+            kind: "ClusterNetworkPolicy",
+            namespace: None,
+            name: rule.policy.clone(),
+        });
+        let policies: Vec<Value> = ruling.iter().chain(&self.isolated_by).map(policy_json).collect();
         if !policies.is_empty() {
             flow.insert(denied_by.into(), json!(policies));
+        }
+        if let Some(ServiceRef { namespace, name, .. }) = &self.service {
+            flow.insert("destination_service".into(), json!({"namespace": namespace, "name": name}));
         }
         flow.insert("Summary".into(), json!(self.protocol_name()));
         json!({
@@ -180,6 +259,9 @@ impl DropLine {
             "npolicy": {
                 "reason": self.reason.name(),
                 "state": state_name(self.state),
+                "tier": self.tier(),
+                "service": self.service.as_ref().map(service_json),
+                "denied_by": self.denied_by.as_ref().map(rule_json),
                 "isolated_by": self.isolated_by.iter().map(PolicyRef::to_string).collect::<Vec<_>>(),
                 "nearest_miss": self.nearest_miss,
                 "generation": self.generation,
@@ -187,6 +269,12 @@ impl DropLine {
             },
         })
         .to_string()
+    }
+
+    /// The tier that decided, where one did.
+    fn tier(&self) -> Option<&str> {
+        let isolated = (!self.isolated_by.is_empty()).then_some("NetworkPolicy");
+        self.denied_by.as_ref().map(|rule| rule.tier.as_str()).or(isolated)
     }
 
     fn l4(&self) -> Option<Value> {
@@ -228,6 +316,12 @@ impl fmt::Display for DropLine {
             _ => {}
         }
         write!(f, ": {}", self.reason.text())?;
+        if let Some(service) = &self.service {
+            write!(f, "; {service}")?;
+        }
+        if let Some(rule) = &self.denied_by {
+            write!(f, "; denied by {rule}")?;
+        }
         for (index, policy) in self.isolated_by.iter().enumerate() {
             f.write_str(if index == 0 { "; isolated by " } else { ", " })?;
             write!(f, "{policy}")?;
@@ -291,6 +385,23 @@ fn end_json(end: &End) -> Value {
 
 fn policy_json(policy: &PolicyRef) -> Value {
     json!({"kind": policy.kind, "namespace": policy.namespace, "name": policy.name})
+}
+
+fn rule_json(rule: &RuleRef) -> Value {
+    let RuleRef { tier: _, policy, priority, rule, name, advice } = rule;
+    json!({"policy": policy, "priority": priority, "rule": rule, "name": name, "advice": advice})
+}
+
+fn service_json(service: &ServiceRef) -> Value {
+    let ServiceRef { namespace, name, backends, accepted, denied } = service;
+    json!({
+        "namespace": namespace,
+        "name": name,
+        "backends": backends,
+        "accepted": accepted,
+        "mixed_backends": service.is_mixed(),
+        "denied": denied,
+    })
 }
 
 const fn state_name(state: EventState) -> &'static str {
@@ -376,6 +487,59 @@ mod tests {
         assert_eq!(flow["traffic_direction"], "INGRESS");
         assert_eq!(flow["ingress_denied_by"][0]["name"], "database-allow-backends");
         assert_eq!(value["npolicy"]["reason"], "Policy");
+    }
+
+    #[test]
+    fn names_the_rule_of_a_cluster_policy() {
+        let mut line = line();
+        line.isolated_by.clear();
+        line.denied_by = Some(RuleRef {
+            tier: "Admin".into(),
+            policy: "tenants".into(),
+            priority: 20,
+            rule: "ingress[1]".into(),
+            name: Some("own tenant\nonly".into()),
+            advice: "no change in a NetworkPolicy can allow it".into(),
+        });
+        assert_eq!(
+            line.to_string(),
+            "1970-01-01T00:00:00.000Z n1 DENY ingress dev/frontend 10.0.0.4:51034 -> prod/database 10.0.0.2:8080 TCP: \
+             policy; denied by Admin policy tenants, priority 20, ingress[1] (\"own tenant\\nonly\"); no change in a \
+             NetworkPolicy can allow it"
+        );
+        let value: Value = serde_json::from_str(&line.to_json()).unwrap();
+        let denied_by = json!([{"kind": "ClusterNetworkPolicy", "namespace": null, "name": "tenants"}]);
+        assert_eq!(value["flow"]["ingress_denied_by"], denied_by);
+        assert_eq!(value["npolicy"]["tier"], "Admin");
+        assert_eq!(value["npolicy"]["denied_by"]["rule"], "ingress[1]");
+        assert_eq!(value["npolicy"]["isolated_by"], json!([]));
+    }
+
+    #[test]
+    fn names_the_service_and_the_backend_that_is_denied() {
+        let mut line = line();
+        line.reason = Reason::Service;
+        line.service = Some(ServiceRef {
+            namespace: "prod".into(),
+            name: "api".into(),
+            backends: 2,
+            accepted: 1,
+            denied: Some("prod/api2 10.0.0.9:9000".into()),
+        });
+        let said = line.to_string();
+        assert!(
+            said.ends_with(
+                "TCP: service backends; service prod/api: MixedBackends, 1 of 2 accepted, not prod/api2 10.0.0.9:9000; \
+                 isolated by prod/database-allow-backends"
+            ),
+            "{said}"
+        );
+        let value: Value = serde_json::from_str(&line.to_json()).unwrap();
+        assert_eq!(value["flow"]["destination_service"], json!({"namespace": "prod", "name": "api"}));
+        assert_eq!(value["npolicy"]["service"]["mixed_backends"], true);
+        assert_eq!(value["npolicy"]["tier"], "NetworkPolicy");
+        line.service.as_mut().unwrap().accepted = 0;
+        assert!(!line.to_string().contains("MixedBackends"));
     }
 
     #[test]

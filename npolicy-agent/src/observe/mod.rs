@@ -10,7 +10,7 @@ mod log;
 mod ready;
 mod repeats;
 
-pub use drops::{DropLine, End, PolicyRef};
+pub use drops::{DropLine, End, PolicyRef, RuleRef, ServiceRef};
 pub use history::{History, Snapshot};
 pub use log::{DropLog, Format, LogError};
 pub use ready::{Ready, write_ready};

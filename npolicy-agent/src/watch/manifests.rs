@@ -162,9 +162,11 @@ impl Manifests {
         for (key, (object, place)) in previous.objects.iter().filter(|(key, _)| !previous.derived.contains(key)) {
             let is_missing = !self.objects.contains_key(key)
                 && (self.unreadable.contains_key(key) || self.broken_files.contains(&place.file));
-            if !is_missing && !self.partial.contains(key) {
+            let is_better = self.partial.contains(key) && !previous.partial.contains(key);
+            if !is_missing && !is_better {
                 continue;
             }
+            self.partial.remove(key);
             if let ObjectKey::Service(service) = key {
                 match previous.backings.get(service) {
                     Some(backing) => self.backings.insert(service.clone(), backing.clone()),
@@ -192,7 +194,8 @@ impl Manifests {
         self.diagnostics.retain(|diagnostic| !notes.contains(diagnostic));
     }
 
-    /// Gives backends to each Service that selects pods and has no EndpointSlice.
+    /// Gives backends to each Service that selects pods and has no EndpointSlice, and names each that has no backends for
+    /// want of both.
     fn derive_slices(&mut self) {
         let mut given = BTreeSet::new();
         for object in self.objects() {
@@ -200,28 +203,47 @@ impl Manifests {
                 given.insert(ServiceKey { namespace: key.namespace.clone(), name: name.clone() });
             }
         }
-        for (service, backing) in &self.backings {
-            let key = ObjectKey::Service(service.clone());
-            let Some((_, place)) = self.objects.get(&key).filter(|_| !given.contains(service)) else { continue };
-            let place = place.clone();
-            let pods = self.objects.values().filter_map(|(object, _)| match object {
-                Object::Pod(pod) => Some(pod),
-                _ => None,
-            });
-            let is_taken = |slice: &SliceKey| self.objects.contains_key(&ObjectKey::EndpointSlice(slice.clone()));
-            let derived = derive_slices(service, backing, pods, is_taken);
+        let mut derived = Vec::new();
+        for (key, (object, place)) in &self.objects {
+            let Object::Service(service) = object else { continue };
+            if given.contains(&service.key) {
+                continue;
+            }
+            let (severity, message) = match self.backings.get(&service.key) {
+                Some(backing) => {
+                    let pods = self.objects.values().filter_map(|(object, _)| match object {
+                        Object::Pod(pod) => Some(pod),
+                        _ => None,
+                    });
+                    let is_taken = |slice: &SliceKey| {
+                        let key = ObjectKey::EndpointSlice(slice.clone());
+                        self.objects.contains_key(&key) || derived.iter().any(|(known, _, _)| *known == key)
+                    };
+                    let found = derive_slices(&service.key, backing, pods, is_taken);
+                    let message = found.to_string();
+                    for slice in found.slices.into_iter().map(Object::EndpointSlice) {
+                        derived.push((slice.key(), slice, place.clone()));
+                    }
+                    (Severity::Note, message)
+                }
+                None if service.has_address() => {
+                    let message =
+                        "no EndpointSlice of it is given and it selects no pods: it counts as having no backends";
+                    (Severity::Warning, message.to_owned())
+                }
+                None => continue,
+            };
             self.derived_notes.push(Diagnostic {
                 place: Some(place.clone()),
-                severity: Severity::Note,
+                severity,
                 object: Some(key.to_string().into()),
                 field: None,
-                message: derived.to_string(),
+                message,
             });
-            for slice in derived.slices {
-                let slice = Object::EndpointSlice(slice);
-                self.derived.insert(slice.key());
-                self.objects.insert(slice.key(), (slice, place.clone()));
-            }
+        }
+        for (key, slice, place) in derived {
+            self.derived.insert(key.clone());
+            self.objects.insert(key, (slice, place));
         }
         self.diagnostics.extend(self.derived_notes.iter().cloned());
     }
@@ -354,115 +376,4 @@ fn parse(document: &str) -> Result<Option<Tree>, (u32, String)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pod(name: &str, label: &str) -> String {
-        format!("---\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {label}}}}}\n")
-    }
-
-    const POLICY: &str =
-        "---\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: {podSelector: {matchLabels: {app: web}}}\n";
-
-    fn findings(manifests: &Manifests) -> Vec<String> {
-        manifests.diagnostics().iter().map(ToString::to_string).collect()
-    }
-
-    #[test]
-    fn a_broken_document_does_not_take_the_others() {
-        let text = format!("# first\n{}---\na: [\n{}--- # none\n---\n\n...\n---\nb: 1\n", pod("a", "x"), pod("b", "x"));
-        let manifests = Manifests::from_text("t.yaml", &text);
-        assert_eq!(
-            manifests.objects().map(|object| object.key().to_string()).collect::<Vec<_>>(),
-            ["Pod default/a", "Pod default/b"]
-        );
-        let findings = findings(&manifests);
-        assert_eq!(findings.len(), 2, "{findings:?}");
-        assert!(findings[0].starts_with("t.yaml:6: error: "), "{findings:?}");
-        assert_eq!(findings[1], "t.yaml:15: error: `kind` is missing; the document is ignored");
-        assert!(!manifests.is_certain());
-    }
-
-    #[test]
-    fn documents_are_split_at_markers_at_the_margin_alone() {
-        let text = "a: |\n  x\n  ---\n  y\n---\nb: 1\n--- {c: 1}\n---- \n";
-        assert_eq!(documents(text), [(0, "a: |\n  x\n  ---\n  y\n"), (4, "---\nb: 1\n"), (6, "--- {c: 1}\n---- \n")]);
-        assert_eq!(documents(""), []);
-        assert_eq!(documents("---\n# nothing\n---"), []);
-        assert_eq!(documents("a: 1"), [(0, "a: 1")]);
-        assert_eq!(documents("---\r\na: 1\r\n---\r\nb: 1\r\n").len(), 2);
-    }
-
-    #[test]
-    fn the_later_of_two_objects_counts() {
-        let manifests = Manifests::from_text("t.yaml", &(pod("a", "x") + &pod("a", "y")));
-        let labels = manifests.objects().map(|object| match object {
-            Object::Pod(pod) => pod.labels.get("app").unwrap().to_owned(),
-            other => panic!("{other:?}"),
-        });
-        assert_eq!(labels.collect::<Vec<_>>(), ["y"]);
-        assert_eq!(
-            findings(&manifests),
-            ["t.yaml:5: warning: Pod default/a: replaces the object of the same name at t.yaml:2"]
-        );
-        assert!(manifests.is_certain());
-    }
-
-    #[test]
-    fn the_later_version_of_a_policy_counts_even_where_it_cannot_be_read() {
-        let broken = POLICY.replace("matchLabels", "matchLabel");
-        let manifests = Manifests::from_text("t.yaml", &(POLICY.to_owned() + &broken));
-        assert_eq!((manifests.objects().count(), manifests.unreadable_policies().count()), (0, 1));
-        let manifests = Manifests::from_text("t.yaml", &(broken + POLICY));
-        assert_eq!((manifests.objects().count(), manifests.unreadable_policies().count()), (1, 0));
-    }
-
-    #[test]
-    fn changes_are_what_differs_between_two_readings() {
-        let before = Manifests::from_text("t.yaml", &(pod("a", "x") + &pod("b", "x") + POLICY));
-        let after = Manifests::from_text("u.yaml", &("\n".to_owned() + POLICY + &pod("b", "y") + &pod("c", "x")));
-        let events: Vec<_> = after
-            .events_since(&before)
-            .iter()
-            .map(|event| match event {
-                Event::Upsert(object) => format!("+ {}", object.key()),
-                Event::Delete(key) => format!("- {key}"),
-            })
-            .collect();
-        assert_eq!(events, ["- Pod default/a", "+ Pod default/b", "+ Pod default/c"]);
-        let mut state = before.state();
-        for event in after.events_since(&before) {
-            assert!(state.apply(event));
-        }
-        assert_eq!(state, after.state());
-    }
-
-    #[test]
-    fn an_editing_mistake_keeps_the_last_good_version() {
-        let good = Manifests::from_text("t.yaml", &(pod("a", "x") + POLICY));
-        let misspelt = POLICY.replace("matchLabels", "matchLabel");
-        let kept = Manifests::from_text("t.yaml", &(pod("a", "x") + &misspelt)).or_last_good(&good);
-        assert_eq!(kept.state(), good.state());
-        assert!(findings(&kept).last().unwrap().contains("NetworkPolicy default/p: its last good version stays"));
-
-        let cut = Manifests::from_text("t.yaml", &(pod("a", "y") + "---\nkind: NetworkPolicy\nmetadata: {name: [p\n"));
-        let kept = cut.or_last_good(&good);
-        assert_eq!(kept.objects().count(), 2, "the policy may be what the broken document was");
-        assert_eq!(kept.events_since(&good).len(), 1, "what can be read is taken");
-
-        for mistake in [
-            POLICY.replace("NetworkPolicy", "NetworkPolcy"),
-            POLICY.replace("name: p", "name: p, namespce: shop"),
-            POLICY.replace("kind:", "kinds:"),
-        ] {
-            let shop = Manifests::from_text("t.yaml", &POLICY.replace("name: p", "name: p, namespace: shop"));
-            let kept = Manifests::from_text("t.yaml", &mistake).or_last_good(&shop);
-            let known = |object: &Object| object.key().to_string() == "NetworkPolicy shop/p";
-            assert!(kept.objects().any(known), "{mistake}");
-            assert!(!kept.is_certain());
-        }
-
-        let gone = Manifests::from_text("t.yaml", &pod("a", "x")).or_last_good(&good);
-        assert_eq!(gone.objects().count(), 1, "what was taken out of a good file is gone");
-    }
-}
+mod tests;

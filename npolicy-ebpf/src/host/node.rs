@@ -340,6 +340,11 @@ impl Host<'_> {
     }
 
     fn find_socket(self, connection: &Connection) -> Option<(SocketKey, PodSocket)> {
+        let is_ipv4 = |address: [u64; 2]| address[0] == 0 && address[1] >> 32 == 0;
+        // The kernel's table of the other family would be asked, which knows nobody by this address.
+        if connection.is_ipv4 != is_ipv4(connection.local) {
+            return None;
+        }
         let sockets = self.node.sockets.borrow();
         let key = Self::socket_key(connection);
         let listener = (key.0, key.1, [0; 2], key.3, 0);

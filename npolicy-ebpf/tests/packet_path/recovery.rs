@@ -1,6 +1,6 @@
 //! Entries are lost; the pod's sockets remember.
 
-use npolicy_common::{Class, Direction, Origin, Reason, RulesetId, endpoint_flags, socket_mark};
+use npolicy_common::{Class, Direction, EventState, Origin, Reason, RulesetId, endpoint_flags, socket_mark};
 use npolicy_ebpf::host::PodSocket;
 
 use crate::net::{NETNS, Net, UPLINK, VETH, both_families};
@@ -222,6 +222,21 @@ both_families! {
             let expected = if round < 50 { Reason::Recovered } else { Reason::Policy };
             assert_eq!(if round % 2 == 0 { back(&net) } else { out(&net) }, expected, "round {round}");
         }
+    }
+
+    // A refused answer must never read as a connection that the pod opens.
+    fn a_revoked_connection_without_entry_says_which_side_is_refused(mut net: Net) {
+        net.govern(SHUT, SHUT);
+        let said = |mark, side: fn(&Net) -> Reason| {
+            give(&net, PodSocket::Full(mark));
+            assert_eq!(side(&net), Reason::Policy);
+            let [event] = net.node.take_events()[..] else { panic!("one event") };
+            event.state
+        };
+        assert_eq!(said(OPENED, out), EventState::ORIGINAL);
+        assert_eq!(said(OPENED, back), EventState::REPLY);
+        assert_eq!(said(accepted(Origin::CLASS), back), EventState::ORIGINAL);
+        assert_eq!(said(accepted(Origin::CLASS), out), EventState::REPLY);
     }
 
     fn an_unidentified_pod_says_so(mut net: Net) {

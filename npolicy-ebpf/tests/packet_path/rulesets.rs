@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use npolicy_common::{Class, ClassWord, FlowProtocol, Reason, RulesetId};
+use npolicy_common::{Class, ClassWord, FlowProtocol, Reason, RulesetId, Verdict};
 
 use crate::net::{Net, PEER, both_families};
 
@@ -61,6 +61,7 @@ both_families! {
         net.node.config.set(config);
         net.govern(RulesetId::UNIDENTIFIED, RulesetId::UNIDENTIFIED);
         assert_eq!(net.leaves(&net.to(net.peer).udp(9, 80)), Reason::NewFlow);
+        assert_eq!(net.leaves(&net.to(net.peer).tcp(9, 80)).verdict(), Verdict::Accept, "nor is what cannot open a flow");
         config.flags = 0;
         net.node.config.set(config);
         net.raise();

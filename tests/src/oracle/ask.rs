@@ -120,7 +120,7 @@ impl World {
     fn ingress(&self, destination: &Endpoint<'_>, source: &Endpoint<'_>, packet: &Packet) -> Verdict {
         match destination {
             Endpoint::Pod { pod, .. } => self.direction(Direction::Ingress, pod, source, packet, false),
-            Endpoint::Node { .. } | Endpoint::Other { .. } | Endpoint::Virtual => Verdict::Accept,
+            _ => Verdict::Accept,
         }
     }
 

@@ -73,6 +73,8 @@ enum Endpoint<'a> {
     Other { address: IpAddr },
     /// The address of a Service, of which no pod, no node and nothing else is known.
     Virtual,
+    /// Some node, under an address of this family that nobody knows.
+    SomeNode { is_ipv4: bool },
 }
 
 /// What else of a packet counts.
@@ -84,11 +86,11 @@ struct Packet {
 }
 
 impl Endpoint<'_> {
-    /// The address that blocks and nodes are compared with. A Service's never is.
+    /// The address that blocks and nodes are compared with, if it is known. A Service's never is compared.
     fn comparable_address(&self) -> Option<IpAddr> {
         match self {
             Self::Pod { address, .. } | Self::Node { address, .. } | Self::Other { address } => Some(*address),
-            Self::Virtual => None,
+            Self::Virtual | Self::SomeNode { .. } => None,
         }
     }
 }

@@ -110,6 +110,10 @@ impl NetworkPolicy {
                 };
                 namespace_matches && pods.as_ref().is_none_or(|selector| selector.matches(&pod.labels))
             }
+            // An address that nobody knows is in a block for certain if every address is.
+            Peer::Addresses { block, except } if let Endpoint::SomeNode { is_ipv4 } = peer => {
+                block.is_everything(*is_ipv4) && except.is_empty()
+            }
             Peer::Addresses { block, except } => peer.comparable_address().is_some_and(|address| {
                 block.contains(address) && !except.iter().any(|excepted| excepted.contains(address))
             }),
@@ -147,7 +151,15 @@ fn rules(spec: &Value, direction: &str, peers: &str) -> Vec<Rule> {
     items(spec, direction).unwrap_or(&[]).iter().map(|item| rule(item, peers)).collect()
 }
 
+/// Null stands for an empty object, as an API server reads it; anything else that is no object matches nothing.
+fn is_readable(value: &Value) -> bool {
+    value.is_object() || value.is_null()
+}
+
 fn rule(rule: &Value, peers: &str) -> Rule {
+    if !is_readable(rule) {
+        return Rule { peers: Some(Vec::new()), ports: None };
+    }
     let restriction = |name: &str| match items(rule, name) {
         Ok([]) => None,
         Ok(items) => Some(items.to_vec()),
@@ -181,6 +193,9 @@ fn addresses(value: &Value) -> Option<Peer> {
 }
 
 fn port(entry: &Value) -> Port {
+    if !is_readable(entry) {
+        return Port::Nothing;
+    }
     let Some(protocol) = protocol(entry) else { return Port::Nothing };
     match (field(entry, "port"), field(entry, "endPort")) {
         (None, None) => Port::All { protocol },

@@ -177,7 +177,7 @@ impl World {
             (Kind::Cluster, _) if service.internal_policy == TrafficPolicy::Cluster => None,
             (Kind::Cluster, Endpoint::Pod { pod, .. }) => pod.node.clone(),
             (Kind::Cluster, Endpoint::Node { name, made_it: true, .. }) => Some(name.clone()),
-            (Kind::Cluster, Endpoint::Node { .. } | Endpoint::Other { .. } | Endpoint::Virtual) => None,
+            (Kind::Cluster, _) => None,
             // From outside, a node port is one node's. A load balancer picks the node, which is any that has some.
             (Kind::NodePort(node), Endpoint::Other { .. }) if service.external_policy == TrafficPolicy::Local => {
                 Some(node.clone())
@@ -237,8 +237,8 @@ impl World {
             );
         }
         if sources.len() == before {
-            // Some node, nobody knows which.
-            sources.push(Endpoint::Virtual);
+            // It has an address, which nobody knows.
+            sources.push(Endpoint::SomeNode { is_ipv4: used.address.is_ipv4() });
         }
         sources
     }

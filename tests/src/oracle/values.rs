@@ -117,6 +117,11 @@ impl Block {
         }
     }
 
+    /// Whether every address of a family is in the block.
+    pub fn is_everything(self, is_ipv4: bool) -> bool {
+        self.prefix == 0 && self.address.is_ipv4() == is_ipv4
+    }
+
     /// Whether the address is in the block. One of the other family never is.
     pub fn contains(self, other: IpAddr) -> bool {
         let same = |a: u128, b: u128, width: u32| self.prefix == 0 || (a ^ b) >> (width - self.prefix) == 0;

@@ -89,6 +89,8 @@ fn cluster_rules_match_peers_and_protocols() {
         &["app/b app/a TCP/53", "app/b other/x TCP/80"],
         &["app/b app/a TCP/83", "app/b app/a UDP/53"],
     );
+    // A name may be anything here, also what no API server takes from a NetworkPolicy.
+    check(&to_pods("{destinationNamedPort: '80'}"), &["app/b app/a TCP/83"], &["app/b app/a TCP/80"]);
     // Ingress knows pods only; nothing outside them is ever matched.
     let ingress = admin("ingress: [{action: Deny, from: [{namespaces: {}}]}]");
     check(
@@ -115,6 +117,7 @@ fn a_cluster_rule_that_cannot_be_represented_fails_closed() {
     let mut rules: Vec<String> = [
         "to: []",
         "from: [{namespaces: {}}]",
+        "to: [{namespaces: {}}], from: [{namespaces: {}}]",
         "to: [{}]",
         "to: [{spaceships: {}}]",
         "to: [{namespaces: {}}, {spaceships: {}}]",
@@ -149,6 +152,9 @@ fn a_cluster_rule_that_cannot_be_represented_fails_closed() {
         "{tcp: {destinationPort: {number: 1}, sourcePort: {number: 1}}}",
         "{tcp: {destinationPort: {number: 1}}, udp: {destinationPort: {number: 1}}}",
         "{icmp: {}}",
+        "{destinationNamedPort: ''}",
+        "{destinationNamedPort: 80}",
+        "{tcp: {destinationPort: {range: {start: 1, end: 2, step: 1}}}}",
         "{tcp: {destinationPort: {number: 1}}}, {quic: {}}",
     ] {
         rules.push(with(protocols));

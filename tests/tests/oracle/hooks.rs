@@ -86,9 +86,17 @@ fn each_direction_is_judged_by_itself() {
     check(&world, "app/a", Egress, "fd00::2", ByAddress, "TCP/80", Accept);
     check(&world, "app/a", Egress, "10.0.0.2", ByAddress, "ICMP", Deny);
     check(&world, "app/a", Egress, "10.0.1.1", ByAddress, "TCP/80", Deny);
-    // Not its business, and not a subject.
+    // Another namespace's pods are not its subjects.
     check(&world, "other/x", Egress, "10.0.0.1", ByAddress, "TCP/9", Accept);
-    check(&world, "other/host", Ingress, "10.0.0.1", ByAddress, "TCP/9", Accept);
+}
+
+#[test]
+fn pods_without_an_own_network_namespace_are_no_subjects() {
+    let world = world(&policy("policyTypes: [Ingress, Egress]").replace("namespace: app", "namespace: other"));
+    for direction in [Ingress, Egress] {
+        check(&world, "other/host", direction, "10.0.0.1", ByAddress, "TCP/9", Accept);
+        check(&world, "other/x", direction, "10.0.0.1", ByAddress, "TCP/9", Deny);
+    }
 }
 
 #[test]
@@ -111,6 +119,7 @@ ports: [{port: 8080}]
     // The pod's own node decides what is local; from inside, an external address reaches every node's.
     check(&outward, "app/a", Egress, "10.96.0.1", ByAddress, "TCP/80", Accept);
     check(&outward, "app/b", Egress, "10.96.0.1", ByAddress, "TCP/80", Deny);
+    check(&outward, "app/a", Egress, "10.96.0.1", NodeSelf, "TCP/80", Accept);
     check(&outward, "app/a", Egress, "198.51.100.1", ByAddress, "TCP/80", Deny);
     check(&outward, "app/a", Egress, "192.168.0.2", ByAddress, "TCP/30080", Deny);
     let blocks =

@@ -50,7 +50,7 @@ kind: Pod
 metadata: {name: a, namespace: app, labels: {app: a}}
 spec:
   nodeName: n1
-  containers: [{ports: [{containerPort: 80, name: http}, {containerPort: 53, name: dns, protocol: UDP}]}]
+  containers: [{ports: [{containerPort: 80, name: http}, {containerPort: 53, name: dns, protocol: UDP}, {containerPort: 80, name: '80'}]}]
   initContainers:
   - {ports: [{containerPort: 81, name: once}]}
   - {restartPolicy: Always, ports: [{containerPort: 82, name: side}, {containerPort: 83, name: http}]}

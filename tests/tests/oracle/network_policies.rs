@@ -33,6 +33,16 @@ fn policy_types_are_those_given_or_follow_from_the_egress_rules() {
 }
 
 #[test]
+fn kinds_of_other_groups_are_not_ours() {
+    let closed = policy("podSelector: {}");
+    check(&closed, &[], &["other/x app/a TCP/1"]);
+    let foreign = closed.replace("networking.k8s.io/v1", "crd.projectcalico.org/v1");
+    check(&foreign, &["other/x app/a TCP/1"], &[]);
+    let list = "{kind: List, apiVersion: v1, items: [".to_owned() + &closed + "]}";
+    check(&list, &[], &["other/x app/a TCP/1"]);
+}
+
+#[test]
 fn absent_null_and_empty_lists_restrict_nothing() {
     for nothing in ["", "ingress: [], ", "ingress: null, "] {
         check(
@@ -116,6 +126,8 @@ fn blocks_are_read_in_every_form_that_was_ever_stored() {
         "10.0.1.1",
         "'10.0.1.1/ 32'",
         "10.0.1.256/8",
+        "+10.0.1.1/32",
+        "10.0.1.1/+32",
         "'::/129'",
         "''",
         "null",
@@ -140,6 +152,7 @@ fn what_no_api_server_would_store_matches_nothing_and_still_isolates() {
         "{port: Http}",
         "{port: http, endPort: 90}",
         "{endPort: 90}",
+        "anything",
         "{port: 80, endPort: 79}",
         "{port: 80, endPort: 0}",
         "{port: 80, endPort: 65536}",
@@ -158,10 +171,17 @@ fn what_no_api_server_would_store_matches_nothing_and_still_isolates() {
         "{namespaceSelector: {matchExpressions: [{key: a, operator: NotIn}]}}",
         "{namespaceSelector: {matchExpressions: [{key: team, operator: Exists, values: [b]}]}}",
         "{namespaceSelector: {matchExpressions: [{key: '-', operator: DoesNotExist}]}}",
+        "{namespaceSelector: {matchExpressions: [{key: x, operator: DoesNotExist, values: [b]}]}}",
+        "{namespaceSelector: {matchExpressions: [{operator: DoesNotExist}]}}",
+        "{namespaceSelector: [], podSelector: {}}",
+        "everybody",
         "{namespaceSelector: {}, podSelector: {matchExpressions: [{key: a, operator: NotIn, values: [b c]}]}}",
     ] {
         check(&from(peer), &[], &[X, "app/b app/a TCP/80"]);
         check(&from(&format!("{peer}, {{podSelector: {{}}}}")), &["app/b app/a TCP/80"], &[X]);
+    }
+    for spec in ["ingress: [anything]", "ingress: {from: []}", "ingress: [{from: {}}]", "ingress: [{ports: {}}]"] {
+        check(&policy(spec), &[], &[X]);
     }
     // Exceptions that are no strict part of their block still take away what they can.
     check(&from("{ipBlock: {cidr: 10.0.0.0/24, except: [10.0.0.0/24]}}"), &[], &["app/b app/a TCP/80"]);
@@ -195,6 +215,7 @@ fn a_pod_counts_from_its_address_to_its_end() {
         |name: &str, rest: &str| format!("{{kind: Pod, metadata: {{name: {name}, namespace: app}}, {rest}}}\n---\n");
     let more = [
         pod("done", "status: {phase: Failed, podIPs: [{ip: 10.0.1.1}]}"),
+        pod("ended", "status: {phase: Succeeded, podIPs: [{ip: 10.0.1.1}]}"),
         pod("waits", "status: {phase: Pending}"),
         "{kind: Pod, metadata: {name: ending, namespace: app, deletionTimestamp: '2026-01-01T00:00:00Z'}, status: {phase: Running, podIPs: [{ip: 10.0.0.9}]}}\n---\n".to_owned(),
         policy("podSelector: {}"),
@@ -204,6 +225,7 @@ fn a_pod_counts_from_its_address_to_its_end() {
     let world = world(&more);
     for question in [
         "app/done app/a TCP/1",
+        "app/a app/ended TCP/1",
         "app/waits app/a TCP/1",
         "app/a app/gone TCP/1",
         "app/a node:n3 TCP/1",

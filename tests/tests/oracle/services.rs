@@ -118,6 +118,19 @@ fn without_endpoints_only_rules_without_peers_match() {
     let cluster = ["app/a svc:other/web TCP/81", "app/a ip:10.96.0.1 UDP/80", "app/a svc:other/web ICMP"];
     check(&(outer("") + &to("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}")), &rest, &cluster);
     check(&(outer("") + &to("{}")), &cluster, &[]);
+    // A load balancer that proxies, a Service without a cluster address and one that is only a name: plain addresses.
+    let plain = "
+{kind: Service, metadata: {name: h, namespace: other}, spec: {clusterIP: None, externalIPs: [198.51.100.4], ports: [{port: 80}]}}
+---
+{kind: Service, metadata: {name: e, namespace: other}, spec: {type: ExternalName, clusterIP: 198.51.100.5, ports: [{port: 80}]}}
+---
+";
+    let plain = plain.to_owned() + &outer("") + &to("{to: [{ipBlock: {cidr: 198.51.100.0/24}}]}");
+    check(
+        &plain,
+        &["app/a ip:198.51.100.3 TCP/80", "app/a ip:198.51.100.4 TCP/80", "app/a ip:198.51.100.5 TCP/80"],
+        &["app/a ip:198.51.100.2 TCP/80"],
+    );
 }
 
 #[test]
@@ -183,6 +196,30 @@ fn what_hangs_on_masquerading_is_judged_strictly() {
         &["node:n1 svc:app/web TCP/80", "node:n1 ip:198.51.100.1 TCP/80", "node:n1 node:n1 TCP/30080"],
         &["node:n1 node:n2 TCP/30080", "ip:192.168.0.1 svc:app/web TCP/80"],
     );
+    let local = service("app", "externalTrafficPolicy: Local", &[("10.0.0.1", "n1", 8080)]) + &policy("");
+    check(&local, &["node:n1 node:n1 TCP/30080"], &["node:n1 node:n2 TCP/30080"]);
+    // Where no address of the node is known, a rule must be about every address.
+    let six = "
+{kind: Service, metadata: {name: s, namespace: app}, spec: {clusterIP: 'fd96::1', externalIPs: ['2001:db8::1'], ports: [{port: 80}]}}
+---
+kind: EndpointSlice
+metadata: {name: s, namespace: app, labels: {kubernetes.io/service-name: s}}
+addressType: IPv6
+endpoints: [{addresses: ['fd00::1']}]
+ports: [{port: 8080}]
+---
+";
+    const OUTER: &str = "app/b ip:2001:db8::1 TCP/80";
+    for more in [
+        "{ipBlock: {cidr: 'fd01::/16'}}",
+        "{ipBlock: {cidr: '::/0', except: ['fd99::/16']}}",
+        "{ipBlock: {cidr: 0.0.0.0/0}}",
+    ] {
+        let peers = format!("{{podSelector: {{}}}}, {more}");
+        check(&(six.to_owned() + &from(&peers)), &["app/b svc:app/s TCP/80"], &[OUTER]);
+    }
+    check(&(six.to_owned() + &from("{ipBlock: {cidr: '::/0'}}")), &[OUTER], &[]);
+    check(&(six.to_owned() + &policy("ingress: [{}]")), &[OUTER], &[]);
 }
 
 #[test]
@@ -227,6 +264,18 @@ items:
   addressType: IPv4
   endpoints: [{addresses: [10.0.1.1]}]
   ports: [{name: a, port: 2}, {name: b, port: 3, protocol: UDP}, {name: a, port: 4, protocol: UDP}]
+- metadata: {name: foreign, namespace: app, labels: {kubernetes.io/service-name: dual}}
+  addressType: IPv4
+  endpoints: [{addresses: [10.0.1.1]}]
+  ports: [{name: a, port: 9}]
+- metadata: {name: odd, namespace: other, labels: {kubernetes.io/service-name: dual}}
+  addressType: IPv6
+  endpoints: [{addresses: [10.0.1.1]}]
+  ports: [{name: a, port: 9}]
+- metadata: {name: hosts, namespace: other, labels: {kubernetes.io/service-name: dual}}
+  addressType: FQDN
+  endpoints: [{addresses: [example.org]}]
+  ports: [{name: a, port: 9}]
 - metadata: {name: six, namespace: other, labels: {kubernetes.io/service-name: dual}}
   addressType: IPv6
   endpoints: [{addresses: ['2001:db8::1']}]

@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 use crate::model::PodKey;
 use crate::rig::{PodSettings, Protocol, Service};
 
-/// Files with Namespaces, Pods and NetworkPolicies. What is not understood here is handed to the agent as it is.
+mod ports;
+
+/// Files with Namespaces, Pods and policies of both kinds. What is not understood here is handed to the agent as it is.
 #[derive(Debug)]
 pub(super) struct World {
     files: Vec<File>,
@@ -111,23 +113,20 @@ impl World {
     /// What to try with every pair: the ports that policies and containers name, and the one beside each.
     pub(super) fn services(&self) -> (Vec<Service>, Notes) {
         let mut named = BTreeSet::new();
+        let mut notes = Notes::new();
         for object in self.objects() {
-            if let Some(pod) = PodLite::of(object) {
-                named.extend(
-                    pod.spec.containers.iter().flat_map(|container| &container.ports).filter_map(PortLite::service),
-                );
-            }
-            if object["kind"] == "NetworkPolicy" {
-                for direction in ["ingress", "egress"] {
-                    let rules = object["spec"][direction].as_array().into_iter().flatten();
-                    for port in rules.filter_map(|rule| rule["ports"].as_array()).flatten() {
-                        let protocol = protocol_of(port["protocol"].as_str());
-                        for number in [&port["port"], &port["endPort"]] {
-                            let number = number.as_u64().and_then(|number| u16::try_from(number).ok());
-                            named.extend(protocol.zip(number).map(|(protocol, port)| Service { protocol, port }));
-                        }
-                    }
+            match object["kind"].as_str() {
+                Some("Pod") => {
+                    let containers = PodLite::of(object).into_iter().flat_map(|pod| pod.spec.containers);
+                    named.extend(containers.flat_map(|container| container.ports).filter_map(|port| port.service()));
                 }
+                Some("NetworkPolicy") => named.extend(ports::of_network_policy(&object["spec"])),
+                Some("ClusterNetworkPolicy") => named.extend(ports::of_cluster_policy(&object["spec"])),
+                Some("Service") => {
+                    let name = object["metadata"]["name"].as_str().unwrap_or("without a name");
+                    notes.push(format!("service {name} is not tried: nothing here translates its addresses"));
+                }
+                _ => {}
             }
         }
         named.retain(|service| service.port != 0);
@@ -141,7 +140,6 @@ impl World {
         let left_out = services.len().saturating_sub(MAX_SERVICES);
         services.truncate(MAX_SERVICES);
         services.sort();
-        let mut notes = Notes::new();
         if left_out > 0 {
             notes.push(format!("{left_out} of the ports named are not tried: {MAX_SERVICES} are the most"));
         }
@@ -254,15 +252,6 @@ fn beside(port: u16) -> u16 {
     port.checked_add(1).unwrap_or(port - 1)
 }
 
-fn protocol_of(name: Option<&str>) -> Option<Protocol> {
-    match name.unwrap_or("TCP") {
-        "TCP" => Some(Protocol::Tcp),
-        "UDP" => Some(Protocol::Udp),
-        "SCTP" => Some(Protocol::Sctp),
-        _ => None,
-    }
-}
-
 /// What making a pod needs of its manifest.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -340,7 +329,7 @@ impl PodLite {
 
 impl PortLite {
     fn service(&self) -> Option<Service> {
-        let protocol = protocol_of(self.protocol.as_deref())?;
+        let protocol = ports::protocol_of(self.protocol.as_deref())?;
         Some(Service { protocol, port: self.container_port })
     }
 }
@@ -391,6 +380,19 @@ mod tests {
         let udp = |port| service(Protocol::Udp, port);
         assert_eq!(services, [tcp(80), tcp(81), tcp(90), tcp(91), tcp(65534), tcp(65535), udp(53), udp(54)]);
         assert!(notes.is_empty(), "{notes:?}");
+    }
+
+    #[test]
+    fn tries_the_ports_of_cluster_policies_and_says_that_services_are_not_tried() {
+        let text = "kind: ClusterNetworkPolicy\nspec:\n  ingress: [{protocols: [{tcp: {destinationPort: {number: 80}}}, \
+            {destinationNamedPort: http}, {tcp: {}}]}]\n  egress: [{protocols: [{udp: {destinationPort: {range: {start: \
+            50, end: 59}}}}, {sctp: {destinationPort: {number: 70000}}}]}, {}]\n---\n\
+            kind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 443}]}\n";
+        let (services, notes) = World::new([("all.yaml", text)]).services();
+        let tcp = |port| service(Protocol::Tcp, port);
+        let udp = |port| service(Protocol::Udp, port);
+        assert_eq!(services, [tcp(80), tcp(81), udp(50), udp(51), udp(59), udp(60)]);
+        assert_eq!(notes, ["service web is not tried: nothing here translates its addresses"]);
     }
 
     #[test]

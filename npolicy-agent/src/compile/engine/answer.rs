@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use npolicy_common::{Direction, Family, Verdict};
 
+use super::question::Protocol;
 use crate::compile::explain::Explanation;
 use crate::model::{Backend, PodKey, ServiceKey};
 
@@ -24,6 +25,15 @@ pub struct Answer {
     pub service: Option<ServiceAnswer>,
 }
 
+/// A verdict without reasons.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Brief {
+    /// As in [`Answer::verdict`].
+    pub verdict: Verdict,
+    /// Whether the destination is a Service some of whose backends accept and some do not.
+    pub is_mixed: bool,
+}
+
 /// What is known of a Service that was asked for.
 #[derive(Clone, Debug)]
 pub struct ServiceAnswer {
@@ -31,7 +41,9 @@ pub struct ServiceAnswer {
     pub service: ServiceKey,
     /// The address that was judged.
     pub address: IpAddr,
-    /// Whether the Service has the port that was asked for.
+    /// What was asked of it: its own port, not a backend's.
+    pub asked: Protocol,
+    /// Whether the Service has that port there.
     pub has_port: bool,
     /// The backends that the client may be sent to, ascending by address and port.
     pub backends: Vec<BackendAnswer>,

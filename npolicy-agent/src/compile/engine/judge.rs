@@ -18,8 +18,8 @@ use crate::compile::plan::{BackendFacts, ClassIndex, ClassKey, Fact, Plan, Servi
 use crate::compile::ports::Bundle;
 use crate::compile::ruleset::{Peer, Ruleset};
 use crate::model::{
-    Backend, ClusterState, Frontend, FrontendKind, Node, Owner, Pod, PortProtocol, Service, TrafficPolicy, family,
-    of_family,
+    Backend, ClusterMatch, ClusterPeer, ClusterState, Frontend, FrontendKind, Node, Owner, Pod, PortProtocol, Service,
+    Tier, TrafficPolicy, family, of_family,
 };
 
 /// A cluster, compiled for questions.
@@ -61,6 +61,14 @@ pub(super) struct Through<'a> {
     pub(super) address: IpAddr,
     pub(super) has_port: bool,
     pub(super) backends: Vec<Behind<'a>>,
+}
+
+impl Through<'_> {
+    /// Whether some backends accept and some do not.
+    pub(super) fn is_mixed(&self) -> bool {
+        let accepting = self.backends.iter().filter(|behind| behind.verdict == Verdict::Accept).count();
+        (1..self.backends.len()).contains(&accepting)
+    }
 }
 
 /// One backend, judged.
@@ -147,16 +155,25 @@ impl<'a> Judge<'a, '_> {
     fn directly(&mut self, to: Found<'a>, port: u16) -> Result<Outcome<'a>, Unanswerable> {
         let is_self = is_same_pod(&self.from, &to);
         let mut steps = Steps::new();
+        let mut unknown = None;
+        let mut add = |step: Result<Step<'a>, Unanswerable>| match step {
+            Ok(step) => steps.push(step),
+            Err(error) => unknown = Some(error),
+        };
         if !is_self {
             if let Some(source) = self.from.subject {
-                steps.push(self.step(Direction::Egress, source, to.remote, port, &self.question.to)?);
+                add(self.step(Direction::Egress, source, to.remote, port, &self.question.to));
             }
             if let Some(destination) = to.subject {
                 let remote = Remote { is_own_node: is_own_node(self.from.made_on, destination), ..self.from.remote };
-                steps.push(self.step(Direction::Ingress, destination, remote, port, &self.question.from)?);
+                add(self.step(Direction::Ingress, destination, remote, port, &self.question.from));
             }
         }
         let verdict = strictest(&steps);
+        // Where one end denies, what is not known of the other makes no difference.
+        if let Some(unknown) = unknown.filter(|_| verdict == Verdict::Accept) {
+            return Err(unknown);
+        }
         Ok(Outcome { family: self.family, is_self, verdict, steps, service: None })
     }
 
@@ -306,8 +323,9 @@ impl<'a> Judge<'a, '_> {
 
     /// What the subject's ruleset says; `None`: it depends on an address that nobody knows.
     fn verdict(&mut self, direction: Direction, subject: &Pod, remote: &Remote<'_>, port: u16) -> Option<Verdict> {
-        let Compiled { plan, unaddressed, finder, .. } = self.compiled;
-        let subject = plan.subjects.get(&subject.key).expect("every live pod with an address is a subject");
+        let Compiled { state, plan, unaddressed, finder, .. } = self.compiled;
+        let pod = subject;
+        let subject = plan.subjects.get(&pod.key).expect("every live pod with an address is a subject");
         let ruleset = subject.ruleset(direction);
         let protocol = self.protocol;
         let class = |address| match remote.owner {
@@ -326,6 +344,10 @@ impl<'a> Judge<'a, '_> {
             }
             Some(address) => self.rows.row(plan, ruleset, Slot::Class(class(address))).accepts(protocol, port),
             None => {
+                // Rules that name the node by its labels match whatever address it will have.
+                if matches!(remote.owner, Owner::Node(node) if is_named(state, pod, direction, node)) {
+                    return None;
+                }
                 let bounds = match remote.owner {
                     Owner::Pod(pod) => unaddressed.pods.get(&pod.key).copied().expect("every planned pod has bounds"),
                     Owner::Service(_) | Owner::Node(_) | Owner::Outside => unaddressed.nobody,
@@ -355,6 +377,17 @@ fn is_same_pod(source: &Found<'_>, destination: &Found<'_>) -> bool {
 /// Whether a destination's own node made the packet.
 fn is_own_node(made_on: Option<&Arc<str>>, destination: &Pod) -> bool {
     made_on.is_some() && made_on == destination.node.as_ref()
+}
+
+/// Whether a rule for a pod names a node by labels that it has.
+fn is_named(state: &ClusterState, pod: &Pod, direction: Direction, node: &Node) -> bool {
+    let policies = [Tier::Admin, Tier::Baseline].into_iter().flat_map(|tier| state.cluster_policies_of(pod, tier));
+    policies.flat_map(|policy| policy.rules(direction)).any(|rule| match &rule.matches {
+        ClusterMatch::Of { peers, .. } => {
+            peers.iter().any(|peer| matches!(peer, ClusterPeer::Nodes(labels) if labels.matches(&node.labels)))
+        }
+        ClusterMatch::Unreadable(_) => false,
+    })
 }
 
 fn strictest(steps: &[Step<'_>]) -> Verdict {

@@ -107,7 +107,10 @@ pub enum Unanswerable {
     #[error("svc:{0} can only be a destination: ask from its pods")]
     ServiceAsSource(ServiceKey),
     /// The Service has no address of its own: it is headless or an `ExternalName`, or no cluster gave it one.
-    #[error("Service {service} has no cluster address: ask about {}", ask_instead(backends))]
+    #[error(
+        "Service {service} has no cluster address (it is headless, or was given none): ask about {}",
+        ask_instead(backends)
+    )]
     NoClusterAddress {
         /// The Service.
         service: ServiceKey,
@@ -131,8 +134,8 @@ pub enum Unanswerable {
     /// The ends cannot talk to each other.
     #[error("{0} and {1} have no address family in common")]
     NoCommonFamily(End, End),
-    /// The answer depends on whether an address that nobody knows is in a block of some policy.
-    #[error("{0} has no address, and the answer depends on an ipBlock: give it one in its status")]
+    /// The answer depends on an address that nobody knows: whether it is in a block of some policy, say.
+    #[error("{0} has no address, and the answer depends on it: give it one in its status")]
     AddressDecides(End),
 }
 

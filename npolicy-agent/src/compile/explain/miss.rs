@@ -36,20 +36,22 @@ impl Question<'_> {
     pub(super) fn nearest_miss(&self, isolating: &[(&NetworkPolicy, &[Rule])]) -> Miss {
         let (rules_field, peers_field) = fields(self.direction);
         let mut nearest: Option<(Distance, Miss)> = None;
-        let mut offer = |policy: &NetworkPolicy, distance: u32, text: &dyn Fn() -> String| {
+        let mut offer = |policy: &NetworkPolicy, distance: u32, misses_ports: bool, text: &dyn Fn() -> String| {
             if nearest.as_ref().is_none_or(|(least, _)| Distance(distance) < *least) {
-                nearest = Some((Distance(distance), Miss { policy: policy.key.clone(), text: text() }));
+                nearest = Some((Distance(distance), Miss { policy: policy.key.clone(), text: text(), misses_ports }));
             }
         };
         for &(policy, rules) in isolating {
             if rules.is_empty() {
-                offer(policy, Distance::NO_RULE, &|| format!("has no {rules_field} rule"));
+                offer(policy, Distance::NO_RULE, false, &|| format!("has no {rules_field} rule"));
             }
             for (index, rule) in rules.iter().enumerate() {
                 let place = format!("{rules_field}[{index}]");
                 let (peers, ports) = match rule {
                     Rule::Broken(reason) => {
-                        offer(policy, Distance::BROKEN, &|| format!("{place}: the rule matches nothing: {reason}"));
+                        offer(policy, Distance::BROKEN, false, &|| {
+                            format!("{place}: the rule matches nothing: {reason}")
+                        });
                         continue;
                     }
                     Rule::Accept { peers, ports } => (peers, ports),
@@ -63,14 +65,14 @@ impl Question<'_> {
                         for (peer_index, peer) in peers.iter().enumerate() {
                             let (distance, misses) =
                                 self.misses_of_peer(peer, policy).expect("it was just found to miss");
-                            offer(policy, distance + for_ports, &|| {
+                            offer(policy, distance + for_ports, ports_miss.is_some(), &|| {
                                 format!("{place}.{peers_field}[{peer_index}]: {}{}", misses.join(", and "), and_ports())
                             });
                         }
                     }
                     Peers::Any | Peers::Of(_) => {
                         let ports = ports_miss.as_deref().expect("a rule that matches was found before");
-                        offer(policy, for_ports, &|| format!("{place}.ports: {ports}"));
+                        offer(policy, for_ports, true, &|| format!("{place}.ports: {ports}"));
                     }
                 }
             }

@@ -41,9 +41,22 @@ status: {addresses: [{type: InternalIP, address: 192.168.0.2}]}
 /// Explains the direction of a pod under a policy of its namespace, for several remote addresses and ports.
 #[track_caller]
 fn check(spec: &str, pod: &str, direction: Direction, asked: &[(&str, FlowProtocol, u16)], expected: Expect) {
-    let (namespace, name) = pod.split_once('/').unwrap();
+    let (namespace, _) = pod.split_once('/').unwrap();
     let policy = format!("kind: NetworkPolicy\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {spec}\n");
-    let state = Manifests::from_text("t.yaml", &(CLUSTER.to_owned() + &policy)).state();
+    check_policies(&policy, pod, direction, asked, expected);
+}
+
+/// The same under any policies.
+#[track_caller]
+fn check_policies(
+    policies: &str,
+    pod: &str,
+    direction: Direction,
+    asked: &[(&str, FlowProtocol, u16)],
+    expected: Expect,
+) {
+    let (namespace, name) = pod.split_once('/').unwrap();
+    let state = Manifests::from_text("t.yaml", &(CLUSTER.to_owned() + policies)).state();
     let key = PodKey { namespace: namespace.into(), name: name.into() };
     let pod = state.pod(&key).unwrap();
     let (plan, _) = Compiler::new(Scope::Everything).compile(&state);
@@ -205,4 +218,162 @@ fn the_own_node_is_exempt_from_ingress_alone() {
     let remote = Remote { is_own_node: true, ..Remote::at(&state, address) };
     assert_eq!(explain(&state, pod, Ingress, &remote, Tcp, 1).decision, Decision::OwnNode);
     assert!(matches!(explain(&state, pod, Egress, &remote, Tcp, 1).decision, Decision::Denied(_)));
+}
+
+#[test]
+fn the_first_rule_of_the_tiers_that_matches_is_named() {
+    let policies = "
+kind: ClusterNetworkPolicy
+metadata: {name: late}
+spec:
+  tier: Admin
+  priority: 20
+  subject: {namespaces: {}}
+  ingress:
+  - {action: Accept, from: [{namespaces: {matchLabels: {env: dev}}}], protocols: [{tcp: {destinationPort: {number: 80}}}]}
+  - {name: to NetworkPolicy, action: Pass, from: [{namespaces: {matchLabels: {env: none}}}, {pods: {podSelector: {matchLabels: {app: web}}}}], protocols: [{destinationNamedPort: sql}, {udp: {destinationPort: {range: {start: 50, end: 59}}}}]}
+  - {action: Deny, from: [{namespaces: {}}]}
+---
+kind: ClusterNetworkPolicy
+metadata: {name: early}
+spec: {tier: Admin, priority: 10, subject: {pods: {podSelector: {matchLabels: {app: db}}}}, ingress: [{name: no udp 53, action: Deny, from: [{pods: {podSelector: {}}}], protocols: [{udp: {destinationPort: {number: 53}}}]}]}
+---
+kind: NetworkPolicy
+metadata: {name: p, namespace: shop}
+spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {}}], ports: [{port: 5432}]}]}
+";
+    check_policies(
+        policies,
+        "shop/db",
+        Ingress,
+        &[
+            ("10.0.1.1", Tcp, 80),
+            ("10.0.1.1", Udp, 53),
+            ("10.0.1.1", Udp, 54),
+            ("10.0.0.2", Tcp, 5432),
+            ("10.0.1.1", Tcp, 5432),
+            ("10.0.1.1", Other, 0),
+            ("203.0.113.7", Tcp, 80),
+            ("192.168.0.2", Tcp, 5432),
+        ],
+        expect![[r#"
+            accepted by Admin policy late, priority 20, ingress[0].from[0]
+            denied by Admin policy early, priority 10, ingress[0].from[0] ("no udp 53"); no change in a NetworkPolicy can allow it
+            passed by Admin policy late, priority 20, ingress[1].from[1] ("to NetworkPolicy"), shop/p ingress[0].from[0]: dev/web is in namespace dev, a podSelector alone means shop, and ingress[0].ports: the rule accepts 5432/TCP
+            passed by Admin policy late, priority 20, ingress[1].from[1] ("to NetworkPolicy"), accepted by shop/p ingress[0].from[0]
+            passed by Admin policy late, priority 20, ingress[1].from[1] ("to NetworkPolicy"), shop/p ingress[0].from[0]: dev/web is in namespace dev, a podSelector alone means shop
+            denied by Admin policy late, priority 20, ingress[2].from[0]; no change in a NetworkPolicy can allow it
+            shop/p ingress[0].from[0]: 203.0.113.7 is no pod, selectors match pods alone, and ingress[0].ports: the rule accepts 5432/TCP
+            shop/p ingress[0].from[0]: node n2 is no pod, selectors match pods alone
+        "#]],
+    );
+    check_policies(
+        policies,
+        "shop/web",
+        Ingress,
+        &[("10.0.1.1", Udp, 53), ("10.0.0.1", Tcp, 80), ("203.0.113.7", Tcp, 80)],
+        expect![[r#"
+            passed by Admin policy late, priority 20, ingress[1].from[1] ("to NetworkPolicy"), not decided
+            denied by Admin policy late, priority 20, ingress[2].from[0]; no change in a NetworkPolicy can allow it
+            not decided
+        "#]],
+    );
+}
+
+#[test]
+fn baseline_speaks_where_no_network_policy_isolates() {
+    let policies = "
+kind: ClusterNetworkPolicy
+metadata: {name: base}
+spec:
+  tier: Baseline
+  priority: 0
+  subject: {namespaces: {}}
+  egress:
+  - {action: Pass, to: [{nodes: {}}], protocols: [{tcp: {destinationPort: {number: 10250}}}]}
+  - {action: Accept, to: [{networks: [203.0.113.0/24, 'fd00::/8']}]}
+  - {action: Deny, to: [{networks: [10.0.0.0/8]}, {networks: [0.0.0.0/0]}]}
+---
+kind: NetworkPolicy
+metadata: {name: p, namespace: dev}
+spec: {policyTypes: [Egress], egress: [{ports: [{port: 1}]}]}
+";
+    let asked = [
+        ("192.168.0.2", Tcp, 10_250),
+        ("192.168.0.2", Tcp, 1),
+        ("203.0.113.7", Other, 0),
+        ("10.0.0.2", Tcp, 1),
+        ("fd00::2", Tcp, 1),
+        ("2001:db8::1", Tcp, 1),
+    ];
+    check_policies(
+        policies,
+        "shop/db",
+        Egress,
+        &asked,
+        expect![[r#"
+        passed by Baseline policy base, priority 0, egress[0].to[0], not decided
+        denied by Baseline policy base, priority 0, egress[2].to[1]; a NetworkPolicy for the pod's egress would decide instead
+        accepted by Baseline policy base, priority 0, egress[1].to[0]
+        denied by Baseline policy base, priority 0, egress[2].to[0]; a NetworkPolicy for the pod's egress would decide instead
+        accepted by Baseline policy base, priority 0, egress[1].to[0]
+        not decided
+    "#]],
+    );
+    check_policies(
+        policies,
+        "dev/web",
+        Egress,
+        &asked[..2],
+        expect![[r#"
+        dev/p egress[0].ports: the rule accepts 1/TCP
+        accepted by dev/p egress[0]
+    "#]],
+    );
+    check_policies(
+        policies,
+        "shop/db",
+        Ingress,
+        &asked[..1],
+        expect![[r#"
+        not governed
+    "#]],
+    );
+}
+
+#[test]
+fn a_rule_that_cannot_be_read_denies_and_says_why() {
+    let rules = |tier: &str| {
+        format!(
+            "kind: ClusterNetworkPolicy
+metadata: {{name: future}}
+spec: {{tier: {tier}, priority: 1, subject: {{namespaces: {{}}}}, ingress: [{{action: Accept, from: [{{ships: {{}}}}]}}, {{action: Accept, from: [{{namespaces: {{matchLabels: {{env: dev}}}}}}]}}, {{action: Pass, from: [{{ships: {{}}}}]}}]}}
+"
+        )
+    };
+    let asked = [("10.0.1.1", Tcp, 1), ("10.0.0.2", Tcp, 1), ("192.168.0.1", Udp, 1)];
+    check_policies(
+        &rules("Admin"),
+        "shop/db",
+        Ingress,
+        &asked,
+        expect![[r#"
+        accepted by Admin policy future, priority 1, ingress[1].from[0]
+        denied by Admin policy future, priority 1, ingress[2]; the rule cannot be read (unknown field `ships`, expected `namespaces`, `pods`, `networks`, `nodes`, `domainNames`), so it denies everything it might have been meant for; no change in a NetworkPolicy can allow it
+        denied by Admin policy future, priority 1, ingress[2]; the rule cannot be read (unknown field `ships`, expected `namespaces`, `pods`, `networks`, `nodes`, `domainNames`), so it denies everything it might have been meant for; no change in a NetworkPolicy can allow it
+    "#]],
+    );
+    check_policies(
+        &rules("Baseline"),
+        "shop/db",
+        Ingress,
+        &asked[1..2],
+        expect![[r#"
+        denied by Baseline policy future, priority 1, ingress[2]; the rule cannot be read (unknown field `ships`, expected `namespaces`, `pods`, `networks`, `nodes`, `domainNames`), so it denies everything it might have been meant for; a NetworkPolicy for the pod's ingress would decide instead
+    "#]],
+    );
+    let state = Manifests::from_text("t.yaml", &(CLUSTER.to_owned() + &rules("Admin"))).state();
+    let pod = state.pod(&PodKey { namespace: "shop".into(), name: "db".into() }).unwrap();
+    let remote = Remote { is_own_node: true, ..Remote::at(&state, "192.168.0.1".parse().unwrap()) };
+    assert_eq!(explain(&state, pod, Ingress, &remote, Tcp, 1).decision, Decision::OwnNode);
 }

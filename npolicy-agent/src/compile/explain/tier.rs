@@ -39,12 +39,8 @@ pub enum Matched {
 /// `Admin policy tenants, priority 20, ingress[1].from[0] ("own tenant only")`
 impl fmt::Display for TierRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { tier, policy, priority, direction, rule, name, matched } = self;
-        let (rules, peers) = fields(*direction);
-        write!(f, "{tier} policy {policy}, priority {priority}, {rules}[{rule}]")?;
-        if let Matched::Peer(peer) = matched {
-            write!(f, ".{peers}[{peer}]")?;
-        }
+        let Self { tier, policy, priority, direction: _, rule: _, name, matched: _ } = self;
+        write!(f, "{tier} policy {policy}, priority {priority}, {}", self.place())?;
         if let Some(name) = name {
             write!(f, " ({name:?})")?;
         }
@@ -53,6 +49,15 @@ impl fmt::Display for TierRule {
 }
 
 impl TierRule {
+    /// Where in the policy: `ingress[1].from[0]`, without the peer where the rule cannot be read.
+    pub fn place(&self) -> String {
+        let (rules, peers) = fields(self.direction);
+        match &self.matched {
+            Matched::Peer(peer) => format!("{rules}[{}].{peers}[{peer}]", self.rule),
+            Matched::Unreadable(_) => format!("{rules}[{}]", self.rule),
+        }
+    }
+
     /// For a rule that denies: why, where the rule does not say so itself, and what could be done about it.
     pub fn advice(&self) -> String {
         let unreadable = match &self.matched {

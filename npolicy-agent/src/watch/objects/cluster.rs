@@ -3,7 +3,6 @@
 use super::cursor::{At, Harm, Report};
 use super::metadata::{Scope, read_metadata};
 use super::net::parse_ip;
-use super::pod::list;
 use crate::model::{Namespace, Node};
 
 const NOT_READ: Harm = Harm::part("it is not read");
@@ -40,13 +39,22 @@ pub(super) fn read_node(object: &At<'_>, report: &mut Report<'_>) -> Option<Node
     let metadata = read_metadata(object, "Node", Scope::Cluster, report)?;
     report.unknown_fields(object, TOP, NOT_READ);
     let mut addresses = Vec::new();
-    if let Some(status) = object.get("status") {
+    if let Some(status) = object.get("status").filter(|status| report.expect_map(status, NOT_READ)) {
         report.unknown_fields(&status, NODE_STATUS, NOT_READ);
         if let Some(items) = status.get("addresses") {
-            for item in list(&items, report) {
+            for item in report.expect_list(&items, NOT_READ) {
+                if !report.expect_map(&item, NOT_READ) {
+                    continue;
+                }
                 report.unknown_fields(&item, &["type", "address"], NOT_READ);
-                // Host and DNS names stand in the same list.
-                addresses.extend(item.get("address").and_then(|address| address.text().and_then(parse_ip)));
+                let Some(address) = item.get("address") else { continue };
+                match address.text() {
+                    // Host and DNS names stand in the same list.
+                    Some(text) => addresses.extend(parse_ip(text)),
+                    None => {
+                        report.broken(&address, NOT_READ, format!("must be text, not {}", address.value()));
+                    }
+                }
             }
         }
     }

@@ -324,7 +324,7 @@ fn read_network(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> Result<IpNe
 }
 
 fn read_entry(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> Result<PortEntry, Arc<str>> {
-    let protocol = match only_field(at, ENTRY_FIELDS, "protocol entry", harm, report)? {
+    let (protocol, at) = match only_field(at, ENTRY_FIELDS, "protocol entry", harm, report)? {
         ("tcp", at) => (PortProtocol::Tcp, at),
         ("udp", at) => (PortProtocol::Udp, at),
         ("sctp", at) => (PortProtocol::Sctp, at),
@@ -335,10 +335,15 @@ fn read_entry(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> Result<PortEn
             };
         }
     };
-    let (protocol, at) = protocol;
-    let port = match only_field(&at, &["destinationPort"], "protocol", harm, report) {
-        Ok((_, port)) => port,
-        Err(problem) => return Err(problem),
+    if at.entries().is_none() {
+        return Err(report.broken(&at, harm, format!("must be a map, not {}", at.value())));
+    }
+    if let Some(problem) = report.unknown_fields(&at, &["destinationPort"], harm) {
+        return Err(problem);
+    }
+    let Some(port) = at.get("destinationPort") else {
+        let problem = "`destinationPort` is missing, every port is written `range: {start: 1, end: 65535}`";
+        return Err(report.broken(&at, harm, problem));
     };
     match only_field(&port, &["number", "range"], "port", harm, report)? {
         ("number", at) => {
@@ -397,7 +402,6 @@ fn only_field<'b>(
             let problem = format!("`{first}` cannot stand beside `{second}` in one {what}");
             Err(report.broken(at, harm, problem))
         }
-        (None, _) if known.len() == 1 => Err(report.broken(at, harm, format!("{} is missing", expected()))),
         (None, _) => Err(report.broken(at, harm, format!("an empty {what}, expected one of {}", expected()))),
     }
 }

@@ -149,6 +149,26 @@ impl Report<'_> {
         problem
     }
 
+    /// Whether it is a map; adds a finding if not.
+    pub(super) fn expect_map(&mut self, at: &At<'_>, harm: Harm) -> bool {
+        let is_map = at.entries().is_some();
+        if !is_map {
+            self.broken(at, harm, format!("must be a map, not {}", at.value()));
+        }
+        is_map
+    }
+
+    /// The items of a list; none, and a finding, if it is not one.
+    pub(super) fn expect_list<'b>(&mut self, at: &'b At<'_>, harm: Harm) -> Vec<At<'b>> {
+        match at.items() {
+            Some(items) => items.collect(),
+            None => {
+                self.broken(at, harm, format!("must be a list, not {}", at.value()));
+                Vec::new()
+            }
+        }
+    }
+
     /// Names each field that the API does not know; returns the first problem.
     pub(super) fn unknown_fields(&mut self, at: &At<'_>, known: &[&str], harm: Harm) -> Option<Arc<str>> {
         let mut first = None;
@@ -176,10 +196,15 @@ pub(super) fn unknown_field(key: &str, known: &[&str]) -> String {
 
 /// The known word that was likely meant: at most a third of its letters are wrong.
 pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+    let wrong_at_most = |candidate: &str| (candidate.len() / 3).max(1);
+    let word = word.to_lowercase();
+    let length = word.chars().count();
     known
         .iter()
-        .map(|&candidate| (distance(&word.to_lowercase(), &candidate.to_lowercase()), candidate))
-        .filter(|&(distance, candidate)| distance <= (candidate.len() / 3).max(1))
+        // A word of another length is as far away as that, however long somebody made it.
+        .filter(|candidate| length.abs_diff(candidate.len()) <= wrong_at_most(candidate))
+        .map(|&candidate| (distance(&word, &candidate.to_lowercase()), candidate))
+        .filter(|&(distance, candidate)| distance <= wrong_at_most(candidate))
         .min_by_key(|&(distance, _)| distance)
         .map(|(_, candidate)| candidate)
 }

@@ -4,7 +4,7 @@ use crate::model::Severity;
 
 use super::cluster_policy;
 use super::cursor::nearest;
-use super::service::SLICE_VERSION;
+use super::slice;
 
 /// Kinds that are read, with the `apiVersion` to write.
 const READ: &[(&str, &str)] = &[
@@ -12,7 +12,7 @@ const READ: &[(&str, &str)] = &[
     ("Namespace", "v1"),
     ("Node", "v1"),
     ("Service", "v1"),
-    ("EndpointSlice", SLICE_VERSION),
+    ("EndpointSlice", slice::VERSION),
     ("NetworkPolicy", "networking.k8s.io/v1"),
     ("ClusterNetworkPolicy", cluster_policy::VERSIONS[0]),
 ];

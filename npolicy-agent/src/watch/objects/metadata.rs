@@ -80,7 +80,7 @@ pub(super) fn read_metadata(object: &At<'_>, kind: &str, scope: Scope, report: &
         namespace,
         name,
         labels: at.get("labels").map(|labels| read_labels(&labels, report)).unwrap_or_default(),
-        uid: at.get("uid").and_then(|uid| uid.text().map(Arc::from)).unwrap_or_default(),
+        uid: at.get("uid").and_then(|uid| read_uid(&uid, report)).unwrap_or_default(),
         created: at.get("creationTimestamp").and_then(|time| read_time(&time, report)),
     })
 }
@@ -123,6 +123,13 @@ fn read_labels(at: &At<'_>, report: &mut Report<'_>) -> Labels {
         }
     }
     labels.into_iter().collect()
+}
+
+fn read_uid(at: &At<'_>, report: &mut Report<'_>) -> Option<Arc<str>> {
+    if at.text().is_none() {
+        report.broken(at, Harm::part("it is not read"), format!("must be text, not {} (quote it)", at.value()));
+    }
+    at.text().map(Arc::from)
 }
 
 /// Reads a time as the API writes it; what is not one counts as absent.

@@ -13,6 +13,7 @@ mod pod;
 mod policy;
 mod selector;
 mod service;
+mod slice;
 mod tree;
 
 #[cfg(test)]
@@ -108,8 +109,8 @@ fn read_any(at: &At<'_>, listed: Option<Listed<'_>>, file: Option<&Arc<Path>>, r
             Object::Service(service)
         }),
         "EndpointSlice" if matches!(group, None | Some("discovery.k8s.io")) => {
-            let slice = service::read_slice(at, &mut report);
-            expect_version(at, "EndpointSlice", &[service::SLICE_VERSION], &mut report);
+            let slice = slice::read_slice(at, &mut report);
+            expect_version(at, "EndpointSlice", &[slice::VERSION], &mut report);
             slice.map(Object::EndpointSlice)
         }
         "ClusterNetworkPolicy" if matches!(group, None | Some(cluster_policy::GROUP | "")) => {
@@ -145,6 +146,9 @@ fn read_any(at: &At<'_>, listed: Option<Listed<'_>>, file: Option<&Arc<Path>>, r
             None
         }
     };
+    if is_core && matches!(kind, "Pod" | "Namespace" | "Node" | "Service") {
+        expect_version(at, kind, &["v1"], &mut report);
+    }
     if let Some(object @ (Object::Service(_) | Object::EndpointSlice(_))) = &object
         && report.found[known_before..].iter().any(|found| found.severity >= Severity::Error)
     {
@@ -162,7 +166,7 @@ fn expect_version(at: &At<'_>, kind: &str, known: &[&str], report: &mut Report<'
     };
     let expected: Vec<_> = known.iter().map(|version| format!("{version:?}")).collect();
     let message = format!(
-        "expected {}, not {}; the object is read as a {kind} of {}",
+        "expected {}, not {}; the object is read as {kind} of {}",
         expected.join(" or "),
         found.value(),
         known[0]

@@ -124,10 +124,13 @@ pub(super) fn read_pod(object: &At<'_>, report: &mut Report<'_>) -> Option<Pod> 
         phase: Phase::Planned,
         age: Age { started: None, created: metadata.created, uid: metadata.uid },
     };
-    if let Some(spec) = object.get("spec") {
+    if let Some(spec) = object.get("spec").filter(|spec| report.expect_map(spec, NOT_READ)) {
         report.unknown_fields(&spec, SPEC, NOT_READ);
         if let Some(node) = spec.get("nodeName") {
             pod.node = node.text().filter(|name| !name.is_empty()).map(Into::into);
+            if node.text().is_none() {
+                report.broken(&node, NOT_READ, format!("must be text, not {} (quote it)", node.value()));
+            }
         }
         if let Some(host) = spec.get("hostNetwork") {
             match host.value() {
@@ -144,21 +147,26 @@ pub(super) fn read_pod(object: &At<'_>, report: &mut Report<'_>) -> Option<Pod> 
             }
         }
         if let Some(containers) = spec.get("containers") {
-            for container in list(&containers, report) {
+            for container in report.expect_list(&containers, NOT_READ) {
                 read_container(&container, &mut pod.ports, report);
             }
         }
         if let Some(containers) = spec.get("initContainers") {
-            for container in list(&containers, report) {
+            for container in report.expect_list(&containers, NOT_READ) {
                 // A restartable init container runs beside the others; ordinary ones are gone when a peer connects.
-                if container.get("restartPolicy").is_some_and(|policy| policy.text() == Some("Always")) {
-                    read_container(&container, &mut pod.ports, report);
+                let mut ports_of_ordinary = Vec::new();
+                let restarts = container.get("restartPolicy");
+                if let Some(restarts) = restarts.as_ref().filter(|restarts| restarts.text().is_none()) {
+                    report.broken(restarts, NOT_READ, format!("must be text, not {}", restarts.value()));
                 }
+                let is_restartable = restarts.is_some_and(|restarts| restarts.text() == Some("Always"));
+                let ports = if is_restartable { &mut pod.ports } else { &mut ports_of_ordinary };
+                read_container(&container, ports, report);
             }
         }
     }
-    if let Some(status) =
-        object.get("status").filter(|status| status.entries().is_some_and(|fields| !fields.is_empty()))
+    if let Some(status) = object.get("status").filter(|status| report.expect_map(status, NOT_READ))
+        && status.entries().is_some_and(|fields| !fields.is_empty())
     {
         read_status(&status, &mut pod, report);
     }
@@ -166,9 +174,12 @@ pub(super) fn read_pod(object: &At<'_>, report: &mut Report<'_>) -> Option<Pod> 
 }
 
 fn read_container(at: &At<'_>, ports: &mut Vec<NamedPort>, report: &mut Report<'_>) {
+    if !report.expect_map(at, NOT_READ) {
+        return;
+    }
     report.unknown_fields(at, CONTAINER, NOT_READ);
     let Some(list_at) = at.get("ports") else { return };
-    for port in list(&list_at, report) {
+    for port in report.expect_list(&list_at, NOT_READ) {
         report.unknown_fields(&port, &["name", "containerPort", "protocol", "hostPort", "hostIP"], NOT_READ);
         let number = port.get("containerPort");
         let number = match number.as_ref().map(At::value) {
@@ -214,7 +225,10 @@ fn read_status(at: &At<'_>, pod: &mut Pod, report: &mut Report<'_>) {
     };
     pod.age.started = at.get("startTime").and_then(|time| read_time(&time, report));
     if let Some(addresses) = at.get("podIPs") {
-        for item in list(&addresses, report) {
+        for item in report.expect_list(&addresses, NOT_READ) {
+            if !report.expect_map(&item, NOT_READ) {
+                continue;
+            }
             report.unknown_fields(&item, &["ip"], NOT_READ);
             if let Some(ip) = item.get("ip") {
                 add_address(&ip, &mut pod.addresses, report);
@@ -238,16 +252,5 @@ fn add_address(at: &At<'_>, addresses: &mut Vec<IpAddr>, report: &mut Report<'_>
             report.broken(at, LEFT_OUT, format!("{address} is the pod's second address of its family"));
         }
         Some(address) => addresses.push(address),
-    }
-}
-
-/// The items of a list; none, and a finding, if it is not one.
-pub(super) fn list<'b>(at: &'b At<'_>, report: &mut Report<'_>) -> Vec<At<'b>> {
-    match at.items() {
-        Some(items) => items.collect(),
-        None => {
-            report.broken(at, NOT_READ, format!("must be a list, not {}", at.value()));
-            Vec::new()
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! Service (`v1`) and EndpointSlice (`discovery.k8s.io/v1`), as far as addresses go.
+//! Service (`v1`), as far as addresses go.
 //!
 //! A Service accepts what all of its backends accept. A backend or an address that cannot be read could thus turn a
 //! denial into acceptance, so each that is left out is an error: the answers say that they are not certain. Where a part
@@ -7,28 +7,20 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use npolicy_common::Family;
-
 use super::cursor::{At, Harm, Report, nearest, unknown_field};
 use super::metadata::{Scope, read_metadata};
 use super::net::parse_ip;
 use super::tree::Value;
 use crate::model::{
-    Condition, Endpoint, EndpointSlice, PortProtocol, Requirement, Selector, Service, ServiceKey, ServicePort,
-    SliceKey, SlicePort, TrafficPolicy, Values, family,
+    Condition, PortProtocol, Requirement, Selector, Service, ServiceKey, ServicePort, TrafficPolicy, Values,
 };
-
-/// `apiVersion` of a slice.
-pub(super) const SLICE_VERSION: &str = "discovery.k8s.io/v1";
-/// The label of a slice that names its Service.
-const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 const NOT_READ: Harm = Harm::part("it is not read");
 const ADDRESS_LEFT_OUT: Harm = Harm::whole("without it the address counts as nobody's");
 const PORT_LEFT_OUT: Harm = Harm::whole("the port is left out");
 const NODE_PORT_LEFT_OUT: Harm = Harm::whole("the node port is left out");
-const ENDPOINT_LEFT_OUT: Harm = Harm::whole("the endpoint is left out, so what it denies is not seen");
-const SLICE_PORT_LEFT_OUT: Harm = Harm::whole("the port is left out, so what its endpoints deny is not seen");
+pub(super) const SLICE_PORT_LEFT_OUT: Harm =
+    Harm::whole("the port is left out, so what its endpoints deny is not seen");
 const EVERY_BACKEND: Harm = Harm::part("it is read as Cluster, with the backends of every node");
 
 const TOP: &[&str] = &["apiVersion", "kind", "metadata", "spec", "status"];
@@ -63,12 +55,6 @@ const SPEC_READ: &[&str] = &["clusterIP", "clusterIPs", "externalIPs", "ports", 
 
 const PORT: &[&str] = &["name", "protocol", "port", "targetPort", "nodePort", "appProtocol"];
 const INGRESS: &[&str] = &["ip", "hostname", "ipMode", "ports"];
-
-/// Fields of `discovery.k8s.io/v1.EndpointSlice` and its items.
-const SLICE: &[&str] = &["apiVersion", "kind", "metadata", "addressType", "endpoints", "ports"];
-const SLICE_PORT: &[&str] = &["name", "protocol", "port", "appProtocol"];
-const ENDPOINT: &[&str] =
-    &["addresses", "conditions", "deprecatedTopology", "hints", "hostname", "nodeName", "targetRef", "zone"];
 
 /// What a Service says of the pods behind it: enough to tell its backends where no slice does.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -124,8 +110,7 @@ pub(super) fn read_service(object: &At<'_>, report: &mut Report<'_>) -> Option<(
         report.broken(object, ADDRESS_LEFT_OUT, "`spec` is missing");
         return Some((service, None));
     };
-    if spec.entries().is_none() {
-        report.broken(&spec, ADDRESS_LEFT_OUT, format!("must be a map, not {}", spec.value()));
+    if !report.expect_map(&spec, ADDRESS_LEFT_OUT) {
         return Some((service, None));
     }
     unknown_fields(&spec, SPEC, SPEC_READ, report);
@@ -138,7 +123,7 @@ pub(super) fn read_service(object: &At<'_>, report: &mut Report<'_>) -> Option<(
     service.external_policy = read_traffic_policy(&spec, "externalTrafficPolicy", report);
     let mut targets = Vec::new();
     if let Some(ports) = spec.get("ports") {
-        for item in list(&ports, PORT_LEFT_OUT, report) {
+        for item in report.expect_list(&ports, PORT_LEFT_OUT) {
             let Some(port) = read_port(&item, kind, report) else { continue };
             let target = read_target(&item, port.port, report);
             targets.extend(target.map(|target| BackingPort {
@@ -155,7 +140,7 @@ pub(super) fn read_service(object: &At<'_>, report: &mut Report<'_>) -> Option<(
         return Some((service, None));
     }
     if let Some(addresses) = spec.get("externalIPs") {
-        for item in list(&addresses, ADDRESS_LEFT_OUT, report) {
+        for item in report.expect_list(&addresses, ADDRESS_LEFT_OUT) {
             add_address(&item, &mut service.external_addresses, report);
         }
     }
@@ -196,8 +181,7 @@ fn read_traffic_policy(spec: &At<'_>, key: &str, report: &mut Report<'_>) -> Tra
 }
 
 fn read_port(at: &At<'_>, kind: ServiceType, report: &mut Report<'_>) -> Option<ServicePort> {
-    if at.entries().is_none() {
-        report.broken(at, PORT_LEFT_OUT, format!("must be a map, not {}", at.value()));
+    if !report.expect_map(at, PORT_LEFT_OUT) {
         return None;
     }
     unknown_fields(at, PORT, PORT, report);
@@ -241,7 +225,7 @@ fn read_target(at: &At<'_>, port: u16, report: &mut Report<'_>) -> Option<Target
 fn read_cluster_addresses(spec: &At<'_>, addresses: &mut Vec<IpAddr>, report: &mut Report<'_>) -> bool {
     let mut says_none = None;
     if let Some(at) = spec.get("clusterIPs") {
-        for item in list(&at, ADDRESS_LEFT_OUT, report) {
+        for item in report.expect_list(&at, ADDRESS_LEFT_OUT) {
             match item.text() {
                 Some("None") => says_none = Some("clusterIPs"),
                 _ => add_address(&item, addresses, report),
@@ -274,13 +258,17 @@ fn read_cluster_addresses(spec: &At<'_>, addresses: &mut Vec<IpAddr>, report: &m
 
 /// `status.loadBalancer.ingress[].ip`, except where the balancer is a proxy: it makes connections of its own.
 fn read_status(at: &At<'_>, addresses: &mut Vec<IpAddr>, report: &mut Report<'_>) {
+    if !report.expect_map(at, ADDRESS_LEFT_OUT) {
+        return;
+    }
     unknown_fields(at, &["loadBalancer", "conditions"], &["loadBalancer"], report);
-    let Some(balancer) = at.get("loadBalancer") else { return };
+    let Some(balancer) = at.get("loadBalancer").filter(|balancer| report.expect_map(balancer, ADDRESS_LEFT_OUT)) else {
+        return;
+    };
     unknown_fields(&balancer, &["ingress"], &["ingress"], report);
     let Some(ingress) = balancer.get("ingress") else { return };
-    for item in list(&ingress, ADDRESS_LEFT_OUT, report) {
-        if item.entries().is_none() {
-            report.broken(&item, ADDRESS_LEFT_OUT, format!("must be a map, not {}", item.value()));
+    for item in report.expect_list(&ingress, ADDRESS_LEFT_OUT) {
+        if !report.expect_map(&item, ADDRESS_LEFT_OUT) {
             continue;
         }
         unknown_fields(&item, INGRESS, &["ip", "ipMode"], report);
@@ -336,120 +324,7 @@ fn read_selector(at: &At<'_>, report: &mut Report<'_>) -> Option<Selector> {
     (!is_broken && !requirements.is_empty()).then(|| Selector::all(requirements))
 }
 
-/// Reads a slice. `None`: it has no name, and this was reported.
-pub(super) fn read_slice(object: &At<'_>, report: &mut Report<'_>) -> Option<EndpointSlice> {
-    let metadata = read_metadata(object, "EndpointSlice", Scope::Namespaced, report)?;
-    unknown_fields(object, SLICE, SLICE, report);
-    let service = metadata.labels.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty()).map(Arc::from);
-    let mut slice = EndpointSlice {
-        key: SliceKey { namespace: metadata.namespace, name: metadata.name },
-        service,
-        ports: Vec::new(),
-        endpoints: Vec::new(),
-    };
-    let addresses = read_address_type(object, report);
-    if addresses == AddressType::Names {
-        // kube-proxy passes it over, whatever its endpoints are called.
-        return Some(slice);
-    }
-    if let Some(ports) = object.get("ports") {
-        for item in list(&ports, SLICE_PORT_LEFT_OUT, report) {
-            slice.ports.extend(read_slice_port(&item, report));
-        }
-    }
-    if let Some(endpoints) = object.get("endpoints") {
-        for item in list(&endpoints, ENDPOINT_LEFT_OUT, report) {
-            slice.endpoints.extend(read_endpoint(&item, addresses, report));
-        }
-    }
-    Some(slice)
-}
-
-/// `addressType`.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum AddressType {
-    /// IPv4 or IPv6.
-    Of(Family),
-    /// FQDN.
-    Names,
-    /// Neither: the addresses say it themselves.
-    Unknown,
-}
-
-fn read_address_type(object: &At<'_>, report: &mut Report<'_>) -> AddressType {
-    const BY_ADDRESS: Harm = Harm::part("every IP address in it counts");
-    let Some(at) = object.get("addressType") else {
-        report.broken(object, BY_ADDRESS, "`addressType` is missing, expected IPv4, IPv6 or FQDN");
-        return AddressType::Unknown;
-    };
-    match at.text() {
-        Some("IPv4") => AddressType::Of(Family::V4),
-        Some("IPv6") => AddressType::Of(Family::V6),
-        Some("FQDN") => AddressType::Names,
-        _ => {
-            let problem = format!("unknown address type {}, expected IPv4, IPv6 or FQDN", at.value());
-            report.broken(&at, BY_ADDRESS, problem);
-            AddressType::Unknown
-        }
-    }
-}
-
-/// Reads a port of a slice. One without a number is a port of no Service with addresses.
-fn read_slice_port(at: &At<'_>, report: &mut Report<'_>) -> Option<SlicePort> {
-    if at.entries().is_none() {
-        report.broken(at, SLICE_PORT_LEFT_OUT, format!("must be a map, not {}", at.value()));
-        return None;
-    }
-    unknown_fields(at, SLICE_PORT, SLICE_PORT, report);
-    let number = read_number(&at.get("port")?, SLICE_PORT_LEFT_OUT, report);
-    let protocol = read_protocol(at, SLICE_PORT_LEFT_OUT, report);
-    let name = read_name(at, SLICE_PORT_LEFT_OUT, report);
-    Some(SlicePort { name: name?, protocol: protocol?, number: number? })
-}
-
-/// Reads an endpoint, ready or not. An address of another family than the slice's is one that no slice has; it counts,
-/// since more backends deny more.
-fn read_endpoint(at: &At<'_>, addresses: AddressType, report: &mut Report<'_>) -> Option<Endpoint> {
-    if at.entries().is_none() {
-        report.broken(at, ENDPOINT_LEFT_OUT, format!("must be a map, not {}", at.value()));
-        return None;
-    }
-    unknown_fields(at, ENDPOINT, &["addresses", "nodeName"], report);
-    let Some(list_at) = at.get("addresses") else {
-        report.broken(at, ENDPOINT_LEFT_OUT, "`addresses` is missing");
-        return None;
-    };
-    let items = list(&list_at, ENDPOINT_LEFT_OUT, report);
-    let Some(first) = items.first() else {
-        if list_at.items().is_some() {
-            report.broken(&list_at, ENDPOINT_LEFT_OUT, "an empty list");
-        }
-        return None;
-    };
-    let Some(address) = first.text().and_then(parse_ip) else {
-        report.broken(first, ENDPOINT_LEFT_OUT, format!("{} is not an IP address", first.value()));
-        return None;
-    };
-    if let AddressType::Of(wanted) = addresses
-        && family(address) != wanted
-    {
-        report.broken(first, Harm::part("it counts"), format!("{address} is not of the slice's `addressType`"));
-    }
-    let node = match at.get("nodeName") {
-        None => None,
-        Some(node) => match node.text() {
-            Some(name) => Some(name).filter(|name| !name.is_empty()).map(Arc::from),
-            None => {
-                const NO_NODE: Harm = Harm::whole("the endpoint counts as being on no node");
-                report.broken(&node, NO_NODE, format!("must be text, not {} (quote it)", node.value()));
-                None
-            }
-        },
-    };
-    Some(Endpoint { address, node })
-}
-
-fn read_name(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> Option<Arc<str>> {
+pub(super) fn read_name(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> Option<Arc<str>> {
     let Some(name) = at.get("name") else { return Some("".into()) };
     if name.text().is_none() {
         report.broken(&name, harm, format!("must be text, not {}", name.value()));
@@ -457,7 +332,7 @@ fn read_name(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> Option<Arc<str
     name.text().map(Arc::from)
 }
 
-fn read_protocol(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> Option<PortProtocol> {
+pub(super) fn read_protocol(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> Option<PortProtocol> {
     let Some(protocol) = at.get("protocol") else { return Some(PortProtocol::Tcp) };
     let known = protocol.text().and_then(PortProtocol::from_name);
     if known.is_none() {
@@ -466,7 +341,7 @@ fn read_protocol(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> Option<Por
     known
 }
 
-fn read_number(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> Option<u16> {
+pub(super) fn read_number(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> Option<u16> {
     let problem = match *at.value() {
         Value::Integer(number) => match u16::try_from(number) {
             Ok(port) if port > 0 => return Some(port),
@@ -478,19 +353,8 @@ fn read_number(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> Option<u16> 
     None
 }
 
-/// The items of a list; none, and a finding, if it is not one.
-fn list<'b>(at: &'b At<'_>, harm: Harm, report: &mut Report<'_>) -> Vec<At<'b>> {
-    match at.items() {
-        Some(items) => items.collect(),
-        None => {
-            report.broken(at, harm, format!("must be a list, not {}", at.value()));
-            Vec::new()
-        }
-    }
-}
-
 /// Names each unknown field. One that was likely meant as one that is `read` is an error: what it says is missing.
-fn unknown_fields(at: &At<'_>, known: &[&str], read: &[&str], report: &mut Report<'_>) {
+pub(super) fn unknown_fields(at: &At<'_>, known: &[&str], read: &[&str], report: &mut Report<'_>) {
     for entry in at.entries().unwrap_or_default().iter().filter(|entry| !known.contains(&&*entry.key)) {
         let is_missed = nearest(&entry.key, known).is_some_and(|meant| read.contains(&meant));
         let harm = if is_missed { Harm::whole("it is not read") } else { NOT_READ };

@@ -8,6 +8,8 @@ use npolicy_common::Direction;
 use super::*;
 
 mod cluster_policy;
+mod mistakes;
+mod service;
 
 use crate::model::{
     Namespaces, NetworkPolicy, Peer, Peers, Phase, Pod, PodNetwork, PortEntry, PortProtocol, Ports, Rule,
@@ -17,6 +19,38 @@ fn read(yaml: &str) -> Reading {
     let tree = Tree::from_yaml(yaml);
     let file: Arc<Path> = Path::new("t.yaml").into();
     read_document(&tree, Some(&file))
+}
+
+/// The value as the API hands it over.
+fn as_json(tree: &Tree) -> serde_json::Value {
+    match &tree.value {
+        Value::Null => serde_json::Value::Null,
+        Value::Bool(value) => (*value).into(),
+        Value::Integer(value) => (*value).into(),
+        Value::Float(value) => (*value).into(),
+        Value::Text(value) => value.as_str().into(),
+        Value::List(items) => items.iter().map(as_json).collect(),
+        Value::Map(entries) => entries.iter().map(|entry| (entry.key.clone(), as_json(&entry.value))).collect(),
+    }
+}
+
+/// Reads a document from a file and as the API hands it over: the objects and the fields that are blamed are the same.
+#[track_caller]
+fn read_both(yaml: &str) -> Reading {
+    let reading = read(yaml);
+    let from_api = read_document(&as_json(&Tree::from_yaml(yaml)).into(), None);
+    let objects = |reading: &Reading| reading.objects.iter().map(|(object, _)| object.clone()).collect::<Vec<_>>();
+    assert_eq!(objects(&reading), objects(&from_api), "{yaml}");
+    assert_eq!((&reading.partial, &reading.backings), (&from_api.partial, &from_api.backings), "{yaml}");
+    // The API's maps are in the order of their keys, and so are the findings.
+    let blamed = |reading: &Reading| {
+        let mut fields: Vec<_> =
+            reading.diagnostics.iter().map(|found| (found.field.clone(), found.severity)).collect();
+        fields.sort();
+        fields
+    };
+    assert_eq!(blamed(&reading), blamed(&from_api), "{yaml}");
+    reading
 }
 
 /// Reads the spec of a policy, in YAML's one-line form; also gives the findings.
@@ -537,6 +571,6 @@ fn another_version_of_a_policy_is_named_with_what_it_is_read_as() {
     assert_eq!(
         found[0].to_string(),
         "t.yaml:1: warning: NetworkPolicy default/p: apiVersion: expected \"networking.k8s.io/v1\", not \"v1\"; the \
-         object is read as a NetworkPolicy of networking.k8s.io/v1"
+         object is read as NetworkPolicy of networking.k8s.io/v1"
     );
 }

@@ -1,5 +1,7 @@
 //! The commands that answer questions, as people and scripts use them.
 
+mod tiers_and_services;
+
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -353,7 +355,7 @@ spec:
         &["can", "-f", ".", "--batch"],
         &[80, 443, 22].map(ask).concat(),
         expect![[r#"
-            {"error":"dev/web has no address, and the answer depends on an ipBlock: give it one in its status"}
+            {"error":"dev/web has no address, and the answer depends on it: give it one in its status"}
             {"verdict":"Accept","reason":"egress of shop/web: accepted by shop/out egress[1].to[0]; ingress of dev/web: no policy isolates it"}
             {"verdict":"Deny","reason":"egress of shop/web: no rule accepts it; nearest is shop/out egress[1].ports: the rule accepts 443/TCP"}
             exit 0
@@ -410,6 +412,11 @@ fn what_a_command_line_cannot_ask_is_said_with_what_it_could() {
         (ask("shop/nope", "80/tcp"), "there is no pod shop/nope; shop has db, web"),
         (ask("nope/web", "80/tcp"), "there is no pod nope/web"),
         (vec!["matrix", "-f", ".", "--port", "80/tcp", "-n", "nope"], "there is no pod in namespace nope"),
+        (ask("svc:shop", "80/tcp"), "--to: \"svc:shop\" is no Service, expected svc:NAMESPACE/NAME"),
+        (ask("svc:shop/nope", "80/tcp"), "there is no Service shop/nope"),
+        (vec!["matrix", "-f", ".", "--port", "80/tcp", "--to", "svc:a/b"], "--to: there is no Service a/b"),
+        (vec!["matrix", "-f", ".", "--port", "80/tcp", "--to", "shop/nope"], "--to: there is no pod shop/nope"),
+        (vec!["matrix", "-f", ".", "--port", "80/tcp", "--to", "node:n9"], "--to: there is no node n9"),
         (vec!["matrix", "-f", "empty", "--port", "80/tcp"], "empty holds no .yaml, .yml or .json file"),
     ] {
         let folder = folder(&[("shop.yaml", SHOP)]);
