@@ -9,21 +9,19 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
 use npolicy_common::{Direction, FLOW_WAYS, FlowEvent, Reason, Verdict};
-use rustc_hash::FxHashMap;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
-use crate::compile::{Compiler, Plan, Scope};
+use crate::compile::{Changes, Compiler, Scope};
 use crate::datapath::{Datapath, DatapathConfig, Degraded, Enrolled, PublishReport};
-use crate::model::{ClusterState, Owner, PodKey, Severity};
-use crate::observe::{DropLine, DropLog, Format, History, Ready, Repeats, Snapshot, write_ready};
+use crate::model::{ClusterState, Event, Owner, PodKey, Severity};
+use crate::observe::{DropLine, DropLog, Endpoints, Format, History, Ready, Repeats, write_ready};
 use crate::watch::directory::DirectoryWatch;
 use crate::watch::links::{HostLink, LinkWatch, Links};
 use crate::watch::manifests::Manifests;
@@ -76,8 +74,9 @@ pub struct Agent {
     manifests: Manifests,
     state: ClusterState,
     compiler: Compiler,
-    plan: Plan,
     datapath: Datapath,
+    /// How the compiled plan differs from the one in force; `None`: nobody knows.
+    unpublished: Option<Changes>,
     history: History,
     repeats: Repeats,
     drops: DropLog,
@@ -130,8 +129,8 @@ impl Agent {
             manifests,
             state,
             compiler: Compiler::new(scope),
-            plan: Plan::default(),
             datapath,
+            unpublished: None,
             history: History::default(),
             repeats: Repeats::new(REPEATS_WINDOW),
             drops,
@@ -189,31 +188,58 @@ impl Agent {
             }
         };
         report_findings(&reading, &self.manifests);
-        self.is_waiting &= !reading.is_certain();
-        for event in reading.events_since(&self.manifests) {
-            self.state.apply(event);
+        if self.is_waiting && reading.is_certain() {
+            self.is_waiting = false;
+            self.unpublished = None;
         }
+        let undo: Vec<Event> =
+            reading.events_since(&self.manifests).into_iter().filter_map(|event| self.state.change(event)).collect();
         self.manifests = reading;
-        self.compile();
+        self.compile_changes(undo);
         self.follow_links();
-        self.publish();
+        match &self.unpublished {
+            Some(changes) if changes.is_empty() => self.keep_verdicts(),
+            _ => self.publish(),
+        }
     }
 
+    /// Compiles the whole plan.
     fn compile(&mut self) {
         let started = Instant::now();
-        let (plan, diagnostics) = self.compiler.compile(&self.state);
-        self.plan = plan;
-        for diagnostic in diagnostics {
+        self.compiler.start(&self.state);
+        for diagnostic in self.state.diagnose_addresses() {
             warn!("{diagnostic}");
         }
+        self.unpublished = None;
+        let plan = self.compiler.plan();
         info!(
             policies = self.state.policies().count(),
             pods = self.state.pods().count(),
-            subjects = self.plan.subjects.len(),
-            classes = self.plan.classes.len(),
+            subjects = plan.subjects.len(),
+            classes = plan.classes.len(),
             took = ?started.elapsed(),
             "compiled"
         );
+    }
+
+    /// Compiles what changes of the state make of the plan.
+    fn compile_changes(&mut self, undo: Vec<Event>) {
+        let started = Instant::now();
+        let changes = self.compiler.apply(&self.state, &undo);
+        for diagnostic in changes.claimed.iter().filter_map(|&address| self.state.diagnose_address(address)) {
+            warn!("{diagnostic}");
+        }
+        info!(
+            objects = undo.len(),
+            addresses = changes.addresses.len(),
+            subjects = changes.subjects.len(),
+            took = ?started.elapsed(),
+            "compiled what changed"
+        );
+        self.history.note(undo);
+        if let Some(unpublished) = &mut self.unpublished {
+            unpublished.merge(changes);
+        }
     }
 
     /// Gives every pod's interface a line and its programs, and lets go of those that are gone.
@@ -267,7 +293,7 @@ impl Agent {
 
     fn pod_at(&self, address: IpAddr) -> Option<PodKey> {
         Some(address).and_then(|address| match self.state.owner(address) {
-            Owner::Pod(pod) if self.plan.subjects.contains_key(&pod.key) => Some(pod.key.clone()),
+            Owner::Pod(pod) if self.compiler.plan().subjects.contains_key(&pod.key) => Some(pod.key.clone()),
             _ => None,
         })
     }
@@ -279,13 +305,20 @@ impl Agent {
             return;
         }
         let links = self.links.current();
-        let is_nodes = |address: &&IpAddr| !matches!(self.state.owner(**address), Owner::Service(_));
-        self.plan.node_addresses.extend(links.own_addresses.iter().filter(is_nodes));
+        if self.compiler.set_own_addresses(&self.state, &links.own_addresses)
+            && let Some(unpublished) = &mut self.unpublished
+        {
+            unpublished.node_addresses = true;
+        }
         let interfaces = self.datapath.interfaces();
         let owner = |ifindex: &u32| Some((*ifindex, self.owner_of(links.host.get(ifindex)?)?));
         let owners: Vec<(u32, PodKey)> = interfaces.iter().filter_map(owner).collect();
         let started = Instant::now();
-        let report = match self.datapath.publish(&self.plan, &owners) {
+        let published = match self.unpublished.take() {
+            Some(changes) => self.datapath.publish_changes(self.compiler.plan(), &changes, &owners),
+            None => self.datapath.publish(self.compiler.plan(), &owners),
+        };
+        let report = match published {
             Ok(report) => report,
             Err(error) => return self.try_again(&error, "publish"),
         };
@@ -299,7 +332,9 @@ impl Agent {
         if report.numbers_missing > 0 {
             error!(report.numbers_missing, "class numbers ran out: what has none is denied by every governed pod");
         }
-        if !report.is_complete() {
+        if report.is_complete() {
+            self.unpublished = Some(Changes::default());
+        } else {
             self.retry_at = Some(tokio::time::Instant::now() + RETRY_FULL_AFTER);
         }
         self.record(&owners, &report);
@@ -324,31 +359,44 @@ impl Agent {
         }
     }
 
+    /// The cluster has changed, but no verdict: nothing is written but who is ready.
+    fn keep_verdicts(&mut self) {
+        if self.is_waiting {
+            return;
+        }
+        self.history.record_unchanged();
+        self.ready.revision += 1;
+        self.ready.policies = self.state.policies().count();
+        self.ready.findings = self.manifests.diagnostics().len();
+        self.ready.manifests = self.manifests.digest();
+        self.write_ready();
+        info!("no verdict differs: nothing to publish");
+    }
+
     /// Remembers what is in force from now on, and says of each pod that changed who isolates it.
     fn record(&mut self, owners: &[(u32, PodKey)], report: &PublishReport) {
-        let state = Arc::new(self.state.clone());
-        let endpoints: FxHashMap<u32, (PodKey, u32)> = owners
+        let endpoints: Endpoints = owners
             .iter()
             .filter_map(|(ifindex, pod)| Some((*ifindex, (pod.clone(), report.words.get(ifindex)?.generation()))))
             .collect();
         for ifindex in &report.flipped {
             let Some((key, generation)) = endpoints.get(ifindex) else { continue };
-            let Some(pod) = state.pod(key) else { continue };
+            let Some(pod) = self.state.pod(key) else { continue };
             let isolating = |direction| {
-                let policies = state.policies_of(pod).filter(|policy| policy.rules(direction).is_some());
+                let policies = self.state.policies_of(pod).filter(|policy| policy.rules(direction).is_some());
                 policies.map(|policy| policy.key.to_string()).collect::<Vec<_>>().join(" ")
             };
             let (ingress, egress) = (isolating(Direction::Ingress), isolating(Direction::Egress));
             info!(pod = %key, generation, isolated_for_ingress = ingress, isolated_for_egress = egress, "in force");
         }
-        self.history.record(Snapshot { state, endpoints });
+        self.history.record(endpoints);
     }
 
     /// Says which governed pods no interface here belongs to, and which interfaces no pod of the manifests: their policies
     /// are not enforced, or by the last verdicts. Said once, and again when it changes.
     fn report_unmatched(&mut self, links: &Links, interfaces: &[u32], owners: &[(u32, PodKey)]) {
         let mut unmatched = Vec::new();
-        for (pod, subject) in &self.plan.subjects {
+        for (pod, subject) in &self.compiler.plan().subjects {
             let is_governed = subject.ingress.is_governed() || subject.egress.is_governed();
             if !is_governed || owners.iter().any(|(_, owner)| owner == pod) {
                 continue;
@@ -366,7 +414,7 @@ impl Agent {
             unmatched
                 .push(format!("interface {name}: no pod of the manifests has its address: its last verdicts stay"));
         }
-        if owners.is_empty() && !self.plan.subjects.is_empty() {
+        if owners.is_empty() && !self.compiler.plan().subjects.is_empty() {
             unmatched.push("no pod of the manifests is on this machine: nothing is enforced".into());
         }
         for line in unmatched.iter().filter(|line| !self.unmatched.contains(line)) {
@@ -377,7 +425,7 @@ impl Agent {
 
     fn say_ready(&mut self, owners: &[(u32, PodKey)], endpoints: usize) {
         let is_governed = |pod: &PodKey| {
-            let subject = self.plan.subjects.get(pod);
+            let subject = self.compiler.plan().subjects.get(pod);
             subject.is_some_and(|subject| subject.ingress.is_governed() || subject.egress.is_governed())
         };
         self.ready = Ready {
@@ -389,6 +437,10 @@ impl Agent {
             findings: self.manifests.diagnostics().len(),
             manifests: self.manifests.digest(),
         };
+        self.write_ready();
+    }
+
+    fn write_ready(&self) {
         let Some(path) = &self.config.ready_file else { return };
         if let Err(error) = write_ready(path, &self.ready) {
             warn!(path = %path.display(), %error, "cannot write the ready file");
@@ -408,9 +460,9 @@ impl Agent {
     }
 
     /// Adds what the cluster of that moment says of a denial: names, policies, the nearest miss.
-    fn name_ends(&self, event: &FlowEvent, line: &mut DropLine) {
-        let Some((state, pod)) = self.history.at(event.ifindex, event.generation) else { return };
-        let Some(pod) = state.pod(pod) else { return };
+    fn name_ends(&mut self, event: &FlowEvent, line: &mut DropLine) {
+        let Some((state, pod)) = self.history.at(&self.state, event.ifindex, event.generation) else { return };
+        let Some(pod) = state.pod(&pod) else { return };
         let remote = line.remote_mut();
         let Some(address) = remote.address else { return };
         match state.owner(address) {
@@ -419,7 +471,9 @@ impl Agent {
                 remote.labels = owner.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
             }
             Owner::Node(node) => remote.node = Some(node.name.to_string()),
-            Owner::Outside if self.plan.node_addresses.contains(&address) => remote.node = Some(self.node.clone()),
+            Owner::Outside if self.compiler.plan().node_addresses.contains(&address) => {
+                remote.node = Some(self.node.clone())
+            }
             Owner::Service(_) | Owner::Outside => {}
         }
         let local = line.local_mut();

@@ -17,7 +17,8 @@ pub(super) fn reason(answer: &Answer) -> String {
     }
     match &answer.service {
         Some(service) if service.backends.is_empty() => {
-            format!("service {} {}; {}", service.service, missing_text(service), steps_text(&answer.judgements))
+            let missing = missing_text(service, &answer.judgements);
+            format!("service {} {missing}; {}", service.service, steps_text(&answer.judgements))
         }
         Some(service) => service_reason(service),
         None => steps_text(&answer.judgements),
@@ -25,14 +26,14 @@ pub(super) fn reason(answer: &Answer) -> String {
 }
 
 /// What a Service lacks that has no backend for a question.
-pub(super) fn missing_text(service: &ServiceAnswer) -> String {
+pub(super) fn missing_text(service: &ServiceAnswer, judgements: &[Judgement]) -> String {
     let asked = service.asked;
     let lacks = match (service.has_port, asked) {
-        (true, _) => format!("has no backend for {asked}"),
+        (true, _) => format!("has no backend for {asked} that this client would be sent to"),
         (false, Protocol::Icmp) => "is only reached on its ports".to_owned(),
         (false, _) => format!("has no port {asked}"),
     };
-    format!("{lacks}, so only rules without peers could accept")
+    if judgements.is_empty() { lacks } else { format!("{lacks}, so only rules without peers could accept") }
 }
 
 /// Where a rule may have been written for the Service's port: that it is not what policies see. Begins with a semicolon.

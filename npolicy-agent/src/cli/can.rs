@@ -202,7 +202,11 @@ fn print_text(out: &mut impl Write, question: &Question, answer: &Answer, is_cer
     writeln!(out, "{verdict}  {} -> {}  {} over {family}", question.from, question.to, question.protocol)?;
     match &answer.service {
         Some(service) if service.backends.is_empty() => {
-            writeln!(out, "  service {} at {} {}", service.service, service.address, missing_text(service))?;
+            let missing = missing_text(service, &answer.judgements);
+            writeln!(out, "  service {} at {} {missing}", service.service, service.address)?;
+            if answer.judgements.is_empty() {
+                writeln!(out, "  policy applies to neither end")?;
+            }
             print_steps(out, &answer.judgements, "  ")?;
         }
         Some(service) => print_backends(out, service)?,

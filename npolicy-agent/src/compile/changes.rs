@@ -34,6 +34,27 @@ impl Changes {
         let Self { addresses, blocks, subjects, node_addresses, claimed: _ } = self;
         addresses.is_empty() && !blocks && subjects.is_empty() && !node_addresses
     }
+
+    /// Whether every address has the class it had, and is a node's or not as it was.
+    pub fn moves_nothing(&self) -> bool {
+        self.addresses.is_empty() && !self.blocks && !self.node_addresses
+    }
+
+    /// Adds what came after these changes. What came and went again stays named.
+    pub fn merge(&mut self, later: Self) {
+        let Self { addresses, blocks, subjects, node_addresses, claimed } = later;
+        join(&mut self.addresses, addresses);
+        join(&mut self.subjects, subjects);
+        join(&mut self.claimed, claimed);
+        self.blocks |= blocks;
+        self.node_addresses |= node_addresses;
+    }
+}
+
+fn join<T: Ord>(all: &mut Vec<T>, more: Vec<T>) {
+    all.extend(more);
+    all.sort();
+    all.dedup();
 }
 
 /// What is to be looked at again.

@@ -128,13 +128,13 @@ pub struct Plan {
 impl Plan {
     /// The class of an address: its own, else that of the longest block that contains it, else class 0.
     pub fn class_of(&self, address: IpAddr) -> &ClassKey {
-        let index = self.exact.get(&address).copied().or_else(|| {
-            self.prefixes
-                .iter()
-                .filter(|(block, _)| block.contains(&address))
-                .max_by_key(|(block, _)| block.prefix_len())
-                .map(|&(_, class)| class)
-        });
-        &self.classes[index.map_or(0, |index| index.0 as usize)]
+        let index = self.exact.get(&address).copied().unwrap_or_else(|| self.block_class_of(address));
+        &self.classes[index.0 as usize]
+    }
+
+    /// The class of the longest block that contains an address, else class 0.
+    pub fn block_class_of(&self, address: IpAddr) -> ClassIndex {
+        let around = self.prefixes.iter().filter(|(block, _)| block.contains(&address));
+        around.max_by_key(|(block, _)| block.prefix_len()).map_or(ClassIndex(0), |&(_, class)| class)
     }
 }

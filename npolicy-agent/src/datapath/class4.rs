@@ -36,6 +36,11 @@ impl Image4 {
         }
     }
 
+    /// Goes on with an image that the table has taken on.
+    pub(super) fn look_again(&mut self, table: &Class4) {
+        self.budget = table.free.free();
+    }
+
     /// Gives an address a place of its own before others take the room; says nothing about its target.
     pub(super) fn make_room(&mut self, table: &Class4, address: Ipv4Addr) {
         self.fill_range(table, address.into(), address.into(), &|word| word);

@@ -80,6 +80,36 @@ impl Image6 {
         image
     }
 
+    /// Goes on with an image that the tables have taken on: lists an address, or gives it another target and facts.
+    /// `reserved` are the places that such calls have taken since. `None`: that takes laying everything out anew.
+    pub(super) fn set(
+        &mut self,
+        table: &Class6,
+        address: Ipv6Addr,
+        target: u32,
+        facts: u32,
+        reserved: &mut FxHashSet<Place>,
+    ) -> Option<()> {
+        let number = u128::from(address);
+        if self.blocks.get(host(number)).is_some() {
+            return None;
+        }
+        if !table.places.contains_key(&number) {
+            let place = table.free_place(number, reserved)?;
+            reserved.insert(place);
+            self.places.insert(number, place);
+        }
+        self.exact.insert(number, ClassWord::class_entry(Class(target), facts));
+        Some(())
+    }
+
+    /// Goes on with an image that the tables have taken on: lists an address no more. `None`: as in [`Self::set`].
+    pub(super) fn remove(&mut self, address: Ipv6Addr) -> Option<()> {
+        let number = u128::from(address);
+        self.exact.remove(&number);
+        self.blocks.get(host(number)).is_none().then_some(())
+    }
+
     /// Takes the blocks that PREFIX6 has room for, those it holds already and the shortest first. What would answer for
     /// a block without room becomes UNKNOWN.
     fn fit_blocks(&mut self, table: &Class6, wanted: &Blocks, unknown: ClassWord) {
@@ -119,7 +149,7 @@ impl Image6 {
 }
 
 /// Bucket and way of an address in CLASS6.
-type Place = (u32, usize);
+pub(super) type Place = (u32, usize);
 
 /// The IPv6 tables as they stand.
 pub(super) struct Class6 {

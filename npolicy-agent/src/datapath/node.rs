@@ -21,7 +21,7 @@ use super::pin::PinDir;
 use super::publish::{PublishReport, Publisher, TableUsage};
 use super::sys::{self, Hook, TestRun};
 use super::tables::Limits;
-use crate::compile::Plan;
+use crate::compile::{Changes, Plan};
 use crate::model::PodKey;
 use crate::watch::links::HostLink;
 
@@ -196,7 +196,22 @@ impl Datapath {
     /// [`DatapathError::Kernel`]; then no endpoint has a mixture, and the next publish repairs the rest.
     pub fn publish(&mut self, plan: &Plan, owners: &[(u32, PodKey)]) -> Result<PublishReport, DatapathError> {
         self.has_published = true;
-        self.publisher.publish(plan, owners)
+        self.publisher.publish(plan, None, owners)
+    }
+
+    /// Publishes a plan as [`Self::publish`] does, and looks only at what may differ: `changes` say how the plan differs
+    /// from the one that was published last, by the same compiler, completely and without an error.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Kernel`]; then the next publish must be a whole one.
+    pub fn publish_changes(
+        &mut self,
+        plan: &Plan,
+        changes: &Changes,
+        owners: &[(u32, PodKey)],
+    ) -> Result<PublishReport, DatapathError> {
+        self.publisher.publish(plan, Some(changes), owners)
     }
 
     /// Whether [`Self::settle`] has anything to do.

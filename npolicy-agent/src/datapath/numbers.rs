@@ -42,14 +42,20 @@ pub(super) struct Numbers {
     numbers: FxHashMap<PeerKey, Vec<Class>>,
     /// Numbers that came to stand for something else, or nothing, since they were last asked for.
     rebound: FxHashSet<Class>,
+    bindings: u64,
 }
 
 impl Numbers {
     /// The reserved numbers, and room for others up to `limit`.
     pub(super) fn new(limit: u32) -> Self {
         let free = Slots::new(Class::FIRST.0, limit.min(Class::LIMIT));
-        let mut numbers =
-            Self { free, keys: FxHashMap::default(), numbers: FxHashMap::default(), rebound: FxHashSet::default() };
+        let mut numbers = Self {
+            free,
+            keys: FxHashMap::default(),
+            numbers: FxHashMap::default(),
+            rebound: FxHashSet::default(),
+            bindings: 0,
+        };
         numbers.bind(Class::PLAIN, PeerKey::Class(ClassKey::default()));
         numbers.bind(Class::NODE_SELF, PeerKey::NodeSelf);
         numbers.bind(Class::POD_SELF, PeerKey::PodSelf);
@@ -76,6 +82,7 @@ impl Numbers {
     /// Says what a number stands for from now on.
     pub(super) fn bind(&mut self, class: Class, key: PeerKey) {
         self.unbind(class);
+        self.bindings += 1;
         self.numbers.entry(key.clone()).or_default().push(class);
         self.keys.insert(class, key);
     }
@@ -93,6 +100,16 @@ impl Numbers {
     /// Takes the numbers that came to stand for something else, or nothing, since the last call.
     pub(super) fn take_rebound(&mut self) -> FxHashSet<Class> {
         std::mem::take(&mut self.rebound)
+    }
+
+    /// How often a number came to stand for something: while that stays the same, every number in use means what it meant.
+    pub(super) fn bindings(&self) -> u64 {
+        self.bindings
+    }
+
+    /// Whether some key has several numbers.
+    pub(super) fn has_twins(&self) -> bool {
+        self.numbers.len() != self.keys.len()
     }
 
     /// What a number stands for, if that is known.

@@ -37,7 +37,7 @@ use super::maps::MappedArray;
 use super::numbers::{Numbers, PeerKey};
 use super::rulesets::Rulesets;
 use super::tables::{Limits, Tables};
-use crate::compile::{Plan, Subject};
+use crate::compile::{Changes, Plan, Subject};
 use crate::model::PodKey;
 
 use target::Target;
@@ -128,8 +128,17 @@ pub(super) struct Publisher {
     /// The endpoints' lines.
     pub(super) lines: Lines,
     grace: Grace,
-    /// What the address tables were last told to say.
+    /// What the address tables were last told to say; `None` while that is uncertain.
     target: Option<Target>,
+    /// Whether telling them the same again may write something: numbers of one key, and what rests, come together.
+    is_moving: bool,
+    /// By interface, where the rulesets are the right ones: whose it is, and which. They are right as long as numbers mean
+    /// what they meant and none is in use but those of `checked`.
+    in_force: InForce,
+    /// [`Numbers::bindings`] when the rulesets were last looked at.
+    bindings: u64,
+    /// Numbers for which every ruleset in force has the right row.
+    checked: BTreeSet<Class>,
     /// Numbers that stand in the address tables.
     in_use: BTreeSet<Class>,
     /// Rulesets that no word names any more, but did less than a grace period ago.
@@ -141,6 +150,9 @@ pub(super) struct Publisher {
     /// Lines that are gone for a grace period and whose slots wait for their last reading.
     gone: Vec<Gone>,
 }
+
+/// By interface: whose it is, and its rulesets.
+type InForce = FxHashMap<u32, (PodKey, [RulesetId; 2])>;
 
 /// By present number and target: the number to have.
 type Assigned = FxHashMap<(Class, u32), Class>;
@@ -180,6 +192,10 @@ impl Publisher {
             lines,
             grace,
             target: None,
+            is_moving: true,
+            in_force: FxHashMap::default(),
+            bindings: 0,
+            checked: BTreeSet::new(),
             in_use: BTreeSet::new(),
             resting_rulesets: Vec::new(),
             raise_again: BTreeSet::new(),
@@ -195,7 +211,8 @@ impl Publisher {
     }
 
     /// Publishes a plan. `owners` names the pod behind each interface that has one and is enrolled; endpoints not named
-    /// stay as they are.
+    /// stay as they are. `changes` say how the plan differs from the one published last, if that was complete; without
+    /// them everything is looked at.
     ///
     /// What does not fit is reported, not an error: an endpoint keeps its last ruleset in a direction where that allows
     /// nothing that the new one denies, else it gets the one that denies all. If something does not fit, what is only
@@ -205,12 +222,17 @@ impl Publisher {
     ///
     /// [`DatapathError::Kernel`] if a map cannot be written. Then no endpoint has a mixture, and the next publish
     /// repairs the rest.
-    pub(super) fn publish(&mut self, plan: &Plan, owners: &[(u32, PodKey)]) -> Result<PublishReport, DatapathError> {
-        let mut report = self.publish_once(plan, owners)?;
+    pub(super) fn publish(
+        &mut self,
+        plan: &Plan,
+        changes: Option<&Changes>,
+        owners: &[(u32, PodKey)],
+    ) -> Result<PublishReport, DatapathError> {
+        let mut report = self.publish_once(plan, changes, owners)?;
         if self.is_unsettled && !report.is_complete() {
             let flipped = std::mem::take(&mut report.flipped);
             self.settle()?;
-            report = self.publish_once(plan, owners)?;
+            report = self.publish_once(plan, None, owners)?;
             report.flipped.extend(flipped);
             report.flipped.sort_unstable();
             report.flipped.dedup();
@@ -218,13 +240,40 @@ impl Publisher {
         Ok(report)
     }
 
-    fn publish_once(&mut self, plan: &Plan, owners: &[(u32, PodKey)]) -> Result<PublishReport, DatapathError> {
-        let target = Target::new(plan, &self.class4, &self.class6);
+    fn publish_once(
+        &mut self,
+        plan: &Plan,
+        changes: Option<&Changes>,
+        owners: &[(u32, PodKey)],
+    ) -> Result<PublishReport, DatapathError> {
+        let known = self.target.take().zip(changes);
+        let target = match known {
+            Some((target, changes)) if changes.moves_nothing() => Some((target, false)),
+            Some((target, changes)) => target.changed(plan, changes, &self.class4, &self.class6).map(|t| (t, true)),
+            None => None,
+        };
+        let (target, is_other) = target.unwrap_or_else(|| (Target::new(plan, &self.class4, &self.class6), true));
         let mut report = PublishReport { unfit: target.unfit(), ..PublishReport::default() };
-        (report.addresses_written, report.numbers_missing) = self.move_addresses(&target)?;
+        if is_other {
+            (report.addresses_written, report.numbers_missing) = self.move_addresses(&target)?;
+        }
         self.target = Some(target);
 
         self.rows.forget(&self.numbers.take_rebound());
+        let are_rows_right = self.bindings == self.numbers.bindings() && self.in_use.is_subset(&self.checked);
+        let unchanged = changes.filter(|_| are_rows_right).map(|changes| &changes.subjects);
+        if unchanged.is_none() {
+            self.bindings = self.numbers.bindings();
+            self.checked.clone_from(&self.in_use);
+        }
+        // What an endpoint has is right if its pod, the pod's rulesets and what their rows mean are what they were.
+        let is_right =
+            |in_force: &FxHashMap<u32, (PodKey, [RulesetId; 2])>, ifindex, pod: &PodKey, now: EndpointWord| {
+                let is_same = |(known, has): &(PodKey, _)| known == pod && DIRECTIONS.map(|d| now.ruleset(d)) == *has;
+                unchanged.is_some_and(|changed| changed.binary_search(pod).is_err())
+                    && in_force.get(&ifindex).is_some_and(is_same)
+            };
+        let in_force = std::mem::take(&mut self.in_force);
         let mut writer =
             RulesetWriter::new(&self.numbers, &self.in_use, &mut self.rulesets, &mut self.bundles, &mut self.rows);
         let mut flips = Vec::new();
@@ -232,12 +281,19 @@ impl Publisher {
             let Some(subject) = plan.subjects.get(pod) else { continue };
             let Some(line) = self.lines.get(*ifindex) else { continue };
             let now = line.word;
+            if is_right(&in_force, *ifindex, pod, now) {
+                report.words.insert(*ifindex, now);
+                self.in_force.insert(*ifindex, (pod.clone(), DIRECTIONS.map(|direction| now.ruleset(direction))));
+                continue;
+            }
+            let mut is_complete = true;
             let then = DIRECTIONS.map(|direction| {
                 let (ruleset, last) = (subject.ruleset(direction), now.ruleset(direction));
                 match writer.find_or_write(ruleset, last) {
                     Ok(id) => id,
                     Err(full) => {
                         let (id, instead) = writer.instead(ruleset, last);
+                        is_complete = false;
                         report.degraded.push(Degraded {
                             ifindex: *ifindex,
                             pod: pod.clone(),
@@ -249,9 +305,12 @@ impl Publisher {
                     }
                 }
             });
+            if is_complete {
+                self.in_force.insert(*ifindex, (pod.clone(), then));
+            }
             flips.push((*ifindex, subject, now, then));
         }
-        report.rulesets_written = writer.finish();
+        report.rulesets_written = writer.finish(plan);
         // What was written for a ruleset that then did not fit is collected.
         self.is_unsettled |= !report.degraded.is_empty();
 
@@ -288,7 +347,7 @@ impl Publisher {
         self.class4.survey(&target.image4, &mut count);
         self.class6.survey(&target.image6, &mut count);
         last.into_iter().for_each(|pair| *pairs.entry(pair).or_default() += run);
-        let (assigned, missing) = self.assign(&pairs, &target.keys);
+        let (assigned, missing) = self.assign(&pairs, target);
         // Both until the move is complete: a write can fail half-way.
         self.in_use.extend(assigned.values());
         let last = Cell::new(None);
@@ -313,6 +372,7 @@ impl Publisher {
         }
         self.in_use = assigned.values().copied().chain(RESERVED).collect();
         self.is_unsettled |= writes > 0;
+        self.is_moving = writes > 0 || self.numbers.has_twins();
         Ok((writes, missing))
     }
 
@@ -325,7 +385,7 @@ impl Publisher {
     }
 
     /// Decides which number each pair of a present number and a target gets; returns how many got none of their own, too.
-    fn assign(&mut self, pairs: &FxHashMap<(Class, u32), usize>, keys: &[PeerKey]) -> (Assigned, usize) {
+    fn assign(&mut self, pairs: &FxHashMap<(Class, u32), usize>, wanted: &Target) -> (Assigned, usize) {
         // The order decides who keeps a number: those it stands for, then the largest part. It must not depend on hashing.
         let mut ordered: Vec<(Class, u32)> = pairs.keys().copied().collect();
         ordered.sort_unstable_by_key(|pair| (pair.0, std::cmp::Reverse(pairs[pair]), pair.1));
@@ -337,7 +397,7 @@ impl Publisher {
         let mut claimed: FxHashSet<Class> = FxHashSet::default();
         let mut waiting = Vec::new();
         for &(class, target) in &ordered {
-            if self.numbers.key(class) == Some(&keys[target as usize]) {
+            if self.numbers.key(class) == Some(wanted.key(target)) {
                 claimed.insert(class);
                 assigned.insert((class, target), class);
             } else {
@@ -345,7 +405,7 @@ impl Publisher {
             }
         }
         for (class, target) in waiting {
-            let key = &keys[target as usize];
+            let key = wanted.key(target);
             let alike = self.numbers.numbers(key).iter().copied().find(|&n| self.rulesets.are_alike(class, n));
             let number = match alike {
                 Some(number) => number,
@@ -363,7 +423,7 @@ impl Publisher {
         }
         // Numbers of one key become one as soon as nobody can tell them apart.
         for (pair, number) in &mut assigned {
-            let own = self.numbers.numbers(&keys[pair.1 as usize]).first();
+            let own = self.numbers.numbers(wanted.key(pair.1)).first();
             if let Some(&own) = own.filter(|&&own| own != *number && self.rulesets.are_alike(own, *number)) {
                 *number = own;
             }
@@ -444,7 +504,7 @@ impl Publisher {
         self.bundles.reclaim(self.rulesets.bundles());
         self.rows.keep(|bundle| self.bundles.is_taken(bundle));
 
-        if let Some(target) = self.target.take() {
+        if let Some(target) = self.target.take_if(|_| self.is_moving) {
             self.move_addresses(&target)?;
             self.target = Some(target);
         }

@@ -11,7 +11,7 @@ mod ready;
 mod repeats;
 
 pub use drops::{DropLine, End, PolicyRef, RuleRef, ServiceRef};
-pub use history::{History, Snapshot};
+pub use history::{Endpoints, History};
 pub use log::{DropLog, Format, LogError};
 pub use ready::{Ready, write_ready};
 pub use repeats::Repeats;

@@ -159,7 +159,9 @@ impl World {
                 if Some(port.number) == packet.port && service.external_addresses.contains(&address) {
                     uses.push(at(Kind::External));
                 }
-                if port.node_port.is_some() && port.node_port == packet.port {
+                // Open in the families of the Service alone.
+                let has_family = || service.cluster_addresses.iter().any(|own| own.is_ipv4() == address.is_ipv4());
+                if port.node_port.is_some() && port.node_port == packet.port && has_family() {
                     let owners = self.nodes.values().filter(|node| node.addresses.contains(&address));
                     uses.extend(owners.map(|node| at(Kind::NodePort(node.name.clone()))));
                 }

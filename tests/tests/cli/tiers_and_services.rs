@@ -207,6 +207,40 @@ fn a_service_without_such_a_port_says_so() {
 }
 
 #[test]
+fn a_service_that_leads_nowhere_says_so() {
+    let service = "kind: Service\nmetadata: {name: none, namespace: shop}\n\
+                   spec: {clusterIPs: [10.96.0.3], ports: [{port: 80}]}\n";
+    let policy = format!("{WRONG_PORT}---\n{service}");
+    can(
+        &policy,
+        "shop/web",
+        "svc:shop/none",
+        "80/tcp",
+        &[],
+        expect![[r#"
+        Deny  shop/web -> svc:shop/none  80/TCP over IPv4
+          service shop/none at 10.96.0.3 has no backend for 80/TCP that this client would be sent to, so only rules without peers could accept
+          egress of shop/web denies: no rule accepts it; nearest is shop/web egress[0].to[0]: service shop/none is no pod, selectors match pods alone
+            isolated by shop/web
+        exit 1
+    "#]],
+    );
+    can(
+        &policy,
+        "node:n1",
+        "svc:shop/none",
+        "80/tcp",
+        &[],
+        expect![[r#"
+            Accept  node:n1 -> svc:shop/none  80/TCP over IPv4
+              service shop/none at 10.96.0.3 has no backend for 80/TCP that this client would be sent to
+              policy applies to neither end
+            exit 0
+        "#]],
+    );
+}
+
+#[test]
 fn what_kube_proxy_may_do_is_told_with_both_ways() {
     let policy = "kind: NetworkPolicy\nmetadata: {name: db, namespace: shop}\n\
                   spec: {ingress: [{from: [{ipBlock: {cidr: 203.0.113.0/24}}]}]}\n";

@@ -113,7 +113,7 @@ impl World {
     /// What to try with every pair: the ports that policies and containers name, and the one beside each.
     pub(super) fn services(&self) -> (Vec<Service>, Notes) {
         let mut named = BTreeSet::new();
-        let mut notes = Notes::new();
+        let (mut notes, mut not_tried) = (Notes::new(), 0);
         for object in self.objects() {
             match object["kind"].as_str() {
                 Some("Pod") => {
@@ -122,12 +122,14 @@ impl World {
                 }
                 Some("NetworkPolicy") => named.extend(ports::of_network_policy(&object["spec"])),
                 Some("ClusterNetworkPolicy") => named.extend(ports::of_cluster_policy(&object["spec"])),
-                Some("Service") => {
-                    let name = object["metadata"]["name"].as_str().unwrap_or("without a name");
-                    notes.push(format!("service {name} is not tried: nothing here translates its addresses"));
-                }
+                Some("Service") => not_tried += 1,
                 _ => {}
             }
+        }
+        match not_tried {
+            0 => {}
+            1 => notes.push("the Service is not tried: nothing here translates its addresses".into()),
+            many => notes.push(format!("the {many} Services are not tried: nothing here translates their addresses")),
         }
         named.retain(|service| service.port != 0);
         if named.is_empty() {
@@ -392,7 +394,7 @@ mod tests {
         let tcp = |port| service(Protocol::Tcp, port);
         let udp = |port| service(Protocol::Udp, port);
         assert_eq!(services, [tcp(80), tcp(81), udp(50), udp(51), udp(59), udp(60)]);
-        assert_eq!(notes, ["service web is not tried: nothing here translates its addresses"]);
+        assert_eq!(notes, ["the Service is not tried: nothing here translates its addresses"]);
     }
 
     #[test]

@@ -8,9 +8,10 @@ use super::super::maps::watch::AFTER_STORE;
 use super::super::walk::{ACCEPT_ALL_MASK, Memory, SharedWalk, mask};
 use super::*;
 use crate::compile::{
-    Accepts, BackendFacts, Bundle, ClassIndex, ClassKey, Fact, Peer, PeerId, PortNameId, PortSet, Ruleset, ServiceFacts,
+    Accepts, BackendFacts, Bundle, Changes, ClassIndex, ClassKey, Fact, Own, Peer, PeerId, PortNameId, PortSet,
+    Ruleset, ServiceFacts, Step, Tiers,
 };
-use crate::model::PortProtocol;
+use crate::model::{Action, PortProtocol};
 
 /// Small numbers, the same in every run.
 struct Dice(u64);
@@ -80,18 +81,32 @@ fn random_ports(dice: &mut Dice) -> PortSet {
     }
 }
 
+fn random_rule(dice: &mut Dice) -> Accepts {
+    Accepts {
+        peers: (!dice.one_in(5)).then(|| (0..1 + dice.below(2)).map(|_| PeerId(dice.below(5) as u32)).collect()),
+        bundle: Bundle { ports: std::array::from_fn(|_| random_ports(dice)), other: dice.one_in(3) },
+        names: if dice.one_in(3) { vec![(PortNameId(0), FlowProtocol::Tcp)] } else { Vec::new() },
+    }
+}
+
 fn random_ruleset(dice: &mut Dice, direction: Direction) -> Arc<Ruleset> {
     if dice.one_in(6) {
         return Arc::new(Ruleset::ungoverned(direction));
     }
-    let rules = (0..dice.below(4))
-        .map(|_| Accepts {
-            peers: (!dice.one_in(5)).then(|| (0..1 + dice.below(2)).map(|_| PeerId(dice.below(5) as u32)).collect()),
-            bundle: Bundle { ports: std::array::from_fn(|_| random_ports(dice)), other: dice.one_in(3) },
-            names: if dice.one_in(3) { vec![(PortNameId(0), FlowProtocol::Tcp)] } else { Vec::new() },
-        })
-        .collect();
-    Arc::new(Ruleset::isolated(direction, rules))
+    let steps = |dice: &mut Dice| {
+        let action = |dice: &mut Dice| [Action::Accept, Action::Deny, Action::Pass][dice.below(3)];
+        (0..dice.below(3)).map(|_| Step { action: action(dice), what: random_rule(dice) }).collect()
+    };
+    // Half of them are under a NetworkPolicy alone.
+    let is_plain = dice.one_in(2);
+    let rules = (0..dice.below(4)).map(|_| random_rule(dice)).collect();
+    let tiers = if is_plain {
+        Tiers { isolated: Some(rules), ..Tiers::default() }
+    } else {
+        let isolated = dice.one_in(2).then_some(rules);
+        Tiers { admin: steps(dice), isolated, baseline: steps(dice), own: Own::default() }
+    };
+    Arc::new(Ruleset::governed(direction, tiers))
 }
 
 fn random_plan(dice: &mut Dice) -> Plan {
@@ -142,6 +157,70 @@ fn random_plan(dice: &mut Dice) -> Plan {
         })
         .collect();
     Plan { classes, exact, prefixes, node_addresses, subjects }
+}
+
+/// The same with some addresses of other classes, listed or unlisted.
+fn with_moved_addresses(plan: &Plan, dice: &mut Dice) -> Plan {
+    let mut next = plan.clone();
+    let other = random_plan(dice);
+    let first = next.classes.len() as u32;
+    next.classes.extend(other.classes);
+    for address in addresses() {
+        match dice.below(8) {
+            0 => _ = next.exact.remove(&address),
+            1 => _ = next.exact.insert(address, ClassIndex(dice.below(first as usize) as u32)),
+            2 => {
+                let class = other.exact.get(&address).map_or(ClassIndex(0), |class| ClassIndex(first + class.0));
+                next.exact.insert(address, class);
+            }
+            _ => {}
+        }
+    }
+    next
+}
+
+/// Gives the classes of a plan the indexes that they had in the one before, and says how the plans differ.
+fn renumber(before: &Plan, plan: &mut Plan) -> Changes {
+    let mut keys = before.classes.clone();
+    let used: BTreeSet<ClassIndex> =
+        plan.exact.values().copied().chain(plan.prefixes.iter().map(|&(_, class)| class)).collect();
+    let wanted: FxHashSet<&ClassKey> = used.iter().map(|class| &plan.classes[class.0 as usize]).collect();
+    // An index that nothing leads to any more is the next new key's.
+    let mut free: Vec<usize> = (1..keys.len()).filter(|&at| !wanted.contains(&keys[at])).collect();
+    free.iter().for_each(|&at| keys[at] = ClassKey::default());
+    let mut indexes: FxHashMap<ClassIndex, ClassIndex> = FxHashMap::default();
+    for class in used {
+        let key = &plan.classes[class.0 as usize];
+        let at = keys.iter().position(|known| known == key).unwrap_or_else(|| {
+            let at = free.pop().unwrap_or(keys.len());
+            keys.resize(keys.len().max(at + 1), ClassKey::default());
+            keys[at] = key.clone();
+            at
+        });
+        indexes.insert(class, ClassIndex(at as u32));
+    }
+    plan.exact.values_mut().for_each(|class| *class = indexes[class]);
+    plan.prefixes.iter_mut().for_each(|(_, class)| *class = indexes[class]);
+    plan.classes = keys;
+    let key =
+        |plan: &Plan, address: &IpAddr| plan.exact.get(address).map(|class| plan.classes[class.0 as usize].clone());
+    let blocks = |plan: &Plan| -> Vec<(IpNet, ClassKey)> {
+        plan.prefixes.iter().map(|&(block, class)| (block, plan.classes[class.0 as usize].clone())).collect()
+    };
+    let mut all = addresses();
+    all.sort_unstable();
+    Changes {
+        addresses: all.into_iter().filter(|address| key(before, address) != key(plan, address)).collect(),
+        blocks: blocks(before) != blocks(plan),
+        subjects: plan
+            .subjects
+            .keys()
+            .filter(|key| before.subjects.get(key) != plan.subjects.get(key))
+            .cloned()
+            .collect(),
+        node_addresses: before.node_addresses != plan.node_addresses,
+        claimed: Vec::new(),
+    }
 }
 
 /// What a plan says about an endpoint, a direction and an address.
@@ -254,9 +333,9 @@ fn every_store_of_a_publish_leaves_each_endpoint_its_old_verdicts_or_its_new_one
         let walk = Arc::new(memory.walk());
         let mut publisher = fresh(&memory, &Limits::default());
         let mut plan = random_plan(&mut dice);
-        publisher.publish(&plan, &owners()).unwrap();
+        publisher.publish(&plan, None, &owners()).unwrap();
         assert_published(&walk, &plan);
-        for step in 0..5 {
+        for step in 0..8 {
             match dice.below(4) {
                 // An agent that knows nothing of what the tables say.
                 0 => {
@@ -268,13 +347,17 @@ fn every_store_of_a_publish_leaves_each_endpoint_its_old_verdicts_or_its_new_one
                     assert!(!publisher.is_unsettled(), "seed {seed} step {step}");
                 }
             }
-            let mut next = random_plan(&mut dice);
-            if dice.one_in(2) {
+            let mut next = match dice.below(4) {
+                0 => Plan { subjects: random_plan(&mut dice).subjects, ..plan.clone() },
+                1 => with_moved_addresses(&plan, &mut dice),
                 // Labels change, policies stay.
-                next.subjects = plan.subjects.clone();
-            }
+                2 => Plan { subjects: plan.subjects.clone(), ..random_plan(&mut dice) },
+                _ => random_plan(&mut dice),
+            };
+            let changes = renumber(&plan, &mut next);
+            let changes = (!dice.one_in(4)).then_some(&changes);
             let (old, new) = (verdicts(&plan), verdicts(&next));
-            let report = watched(&walk, old, new, || publisher.publish(&next, &owners())).unwrap();
+            let report = watched(&walk, old, new, || publisher.publish(&next, changes, &owners())).unwrap();
             assert!(report.is_complete());
             assert_published(&walk, &next);
             for (&ifindex, &word) in &report.words {
@@ -293,11 +376,11 @@ fn publishing_the_same_again_writes_nothing_also_after_a_restart() {
     let mut publisher = fresh(&memory, &Limits::default());
     for _ in 0..10 {
         let plan = random_plan(&mut dice);
-        publisher.publish(&plan, &owners()).unwrap();
+        publisher.publish(&plan, None, &owners()).unwrap();
         publisher.settle().unwrap();
         let words: Vec<_> = INTERFACES.map(|ifindex| walk.word(ifindex)).to_vec();
         for _ in 0..2 {
-            let report = publisher.publish(&plan, &owners()).unwrap();
+            let report = publisher.publish(&plan, None, &owners()).unwrap();
             assert_eq!((report.addresses_written, report.rulesets_written, report.flipped), (0, 0, vec![]));
             publisher.settle().unwrap();
             publisher = start(&memory, &Limits::default());
@@ -312,7 +395,7 @@ fn settling_gives_back_everything_that_nothing_leads_to() {
     let memory = Memory::new();
     let mut publisher = fresh(&memory, &Limits::default());
     for _ in 0..30 {
-        publisher.publish(&random_plan(&mut dice), &owners()).unwrap();
+        publisher.publish(&random_plan(&mut dice), None, &owners()).unwrap();
         publisher.settle().unwrap();
     }
     let mut empty = Plan { classes: vec![ClassKey::default()], ..Plan::default() };
@@ -322,7 +405,7 @@ fn settling_gives_back_everything_that_nothing_leads_to() {
         egress: Arc::new(Ruleset::ungoverned(Direction::Egress)),
     };
     empty.subjects = (0..INTERFACES.len()).map(|at| (pod(at), open.clone())).collect();
-    publisher.publish(&empty, &owners()).unwrap();
+    publisher.publish(&empty, None, &owners()).unwrap();
     publisher.settle().unwrap();
     for table in publisher.usage() {
         assert_eq!(table.used, 0, "{table:?}");
@@ -337,7 +420,7 @@ fn numbers_of_one_key_become_one_after_a_grace_period() {
     let mut publisher = fresh(&memory, &Limits::default());
     for _ in 0..30 {
         let plan = random_plan(&mut dice);
-        publisher.publish(&plan, &owners()).unwrap();
+        publisher.publish(&plan, None, &owners()).unwrap();
         publisher.settle().unwrap();
         let mut class_of: FxHashMap<&ClassKey, Class> = FxHashMap::default();
         for address in addresses() {
@@ -355,13 +438,13 @@ fn a_flip_raises_the_generation_at_once_and_again_after_a_grace_period() {
     let mut publisher = fresh(&memory, &Limits::default());
     let mut dice = Dice(5);
     let mut plan = random_plan(&mut dice);
-    publisher.publish(&plan, &owners()).unwrap();
+    publisher.publish(&plan, None, &owners()).unwrap();
     publisher.settle().unwrap();
     let before: Vec<u32> = INTERFACES.map(|ifindex| walk.word(ifindex).unwrap().generation()).to_vec();
     let subject = plan.subjects.get_mut(&pod(0)).unwrap();
     subject.ingress = Arc::new(Ruleset::isolated(Direction::Ingress, Vec::new()));
     subject.egress = Arc::new(Ruleset::isolated(Direction::Egress, Vec::new()));
-    assert_eq!(publisher.publish(&plan, &owners()).unwrap().flipped, [INTERFACES[0]]);
+    assert_eq!(publisher.publish(&plan, None, &owners()).unwrap().flipped, [INTERFACES[0]]);
     let raised =
         |by: u32| before.iter().enumerate().map(|(at, g)| if at == 0 { g + by } else { *g }).collect::<Vec<_>>();
     let now = || INTERFACES.map(|ifindex| walk.word(ifindex).unwrap().generation()).to_vec();
@@ -395,7 +478,7 @@ fn what_does_not_fit_is_reported_and_never_accepts_more() {
             let mut publisher = fresh(&memory, &limits);
             for _ in 0..4 {
                 let plan = random_plan(&mut dice);
-                let report = publisher.publish(&plan, &owners()).unwrap();
+                let report = publisher.publish(&plan, None, &owners()).unwrap();
                 reported += usize::from(!report.is_complete());
                 if dice.one_in(2) {
                     publisher.settle().unwrap();
@@ -444,23 +527,72 @@ fn keeps_the_last_ruleset_only_where_it_allows_nothing_that_the_new_one_denies()
     };
     let owners = &owners()[..2];
     let (a, b) = (of(&[80], &[]), of(&[443], &[]));
-    assert!(publisher.publish(&plan(a, b.clone()), owners).unwrap().degraded.is_empty());
+    assert!(publisher.publish(&plan(a, b.clone()), None, owners).unwrap().degraded.is_empty());
     let ruleset = || walk.word(INTERFACES[0]).unwrap().ruleset(Direction::Ingress);
     let last = ruleset();
 
     let wider = of(&[80, 8080], &[]);
-    let report = publisher.publish(&plan(wider.clone(), b.clone()), owners).unwrap();
+    let report = publisher.publish(&plan(wider.clone(), b.clone()), None, owners).unwrap();
     assert_eq!(report.degraded[0].instead, Instead::Last);
     assert_eq!(report.degraded[0].full, Full { table: "PORTS_TOP", capacity: 4 });
     assert_eq!(ruleset(), last);
 
     let other = of(&[81], &[82]);
-    let report = publisher.publish(&plan(other, b), owners).unwrap();
+    let report = publisher.publish(&plan(other, b), None, owners).unwrap();
     assert_eq!(report.degraded[0].instead, Instead::DenyAll);
     assert_eq!(ruleset(), RulesetId::DENY_ALL);
 
-    let report = publisher.publish(&plan(wider.clone(), wider), owners).unwrap();
+    let report = publisher.publish(&plan(wider.clone(), wider), None, owners).unwrap();
     assert!(report.degraded.is_empty(), "what the others gave up made room: {report:?}");
+}
+
+/// A rule that denies is a hole in what another accepts: without the room for it, the whole of it is denied.
+#[test]
+fn a_denial_that_does_not_fit_never_opens() {
+    let friend = PeerId(1);
+    let tcp = |ports: &[u16]| {
+        let mut bundle = Bundle::nothing();
+        ports.iter().for_each(|&port| bundle.ports[0].add(&PortSet::range(port, port)));
+        bundle
+    };
+    let rule = |bundle| Accepts { peers: Some(vec![friend]), bundle, names: Vec::new() };
+    let isolated = || Some(vec![rule(Bundle::everything())]);
+    let ruleset = |denied: Option<&[u16]>| {
+        let deny = denied.map(|ports| Step { action: Action::Deny, what: rule(tcp(ports)) });
+        let tiers = Tiers { admin: deny.into_iter().collect(), isolated: isolated(), ..Tiers::default() };
+        Arc::new(Ruleset::governed(Direction::Egress, tiers))
+    };
+    let address: IpAddr = "10.1.2.1".parse().unwrap();
+    let plan = |egress| {
+        let ingress = Arc::new(Ruleset::ungoverned(Direction::Ingress));
+        let subjects = [(pod(0), Subject { addresses: Vec::new(), ingress, egress })].into_iter().collect();
+        let classes = vec![ClassKey::default(), ClassKey::of([Fact::Peer(friend)])];
+        let exact = [(address, ClassIndex(1))].into_iter().collect();
+        Plan { classes, exact, subjects, ..Plan::default() }
+    };
+    for limits in [
+        Limits { bundles: 2, ..Limits::default() },
+        Limits { port_sets: 2, ..Limits::default() },
+        Limits { port_blocks: 2, ..Limits::default() },
+        Limits { ruleset_chunks: RulesetId::FIRST_CHUNK, ..Limits::default() },
+        Limits { ruleset_chunks: RulesetId::FIRST_CHUNK + 1, ..Limits::default() },
+        Limits { class4_chunks: maps::CLASS4_ROOTS + 1, ..Limits::default() },
+        Limits { classes: Class::FIRST.0, ..Limits::default() },
+    ] {
+        let memory = Memory::new();
+        let walk = memory.walk();
+        let mut publisher = fresh(&memory, &limits);
+        let owners = &owners()[..1];
+        for denied in [None, Some(&[8080][..]), Some(&[80, 8080]), None] {
+            let plan = plan(ruleset(denied));
+            let report = publisher.publish(&plan, None, owners).unwrap();
+            let found = walk.verdict(INTERFACES[0], Direction::Egress, address);
+            let should = expected(&plan, 0, Direction::Egress, address);
+            assert_eq!(found & !should, 0, "{limits:?} {denied:?}: {report:?}");
+            assert!(found == should || !report.is_complete(), "{limits:?} {denied:?}: {report:?}");
+            publisher.settle().unwrap();
+        }
+    }
 }
 
 #[test]
@@ -474,7 +606,7 @@ fn pods_with_equal_policy_share_a_ruleset() {
         subject.ingress = Arc::new(Ruleset::isolated(Direction::Ingress, vec![rule()]));
         subject.egress = Arc::new(Ruleset::ungoverned(Direction::Egress));
     }
-    assert_eq!(publisher.publish(&plan, &owners()).unwrap().rulesets_written, 1);
+    assert_eq!(publisher.publish(&plan, None, &owners()).unwrap().rulesets_written, 1);
     let first = walk.word(INTERFACES[0]).unwrap().ruleset(Direction::Ingress);
     for ifindex in INTERFACES {
         assert_eq!(walk.word(ifindex).unwrap().ruleset(Direction::Ingress), first);
@@ -490,7 +622,7 @@ fn unidentified_pods_are_judged_again_when_their_time_is_over() {
     walk.config.store32(0, config_half::FLAGS, config_flags::UNIDENTIFIED_ACCEPTS | config_flags::LOG_ACCEPTS);
     let mut publisher = fresh(&memory, &Limits::default());
     let plan = random_plan(&mut Dice(17));
-    publisher.publish(&plan, &owners()[..2]).unwrap();
+    publisher.publish(&plan, None, &owners()[..2]).unwrap();
     publisher.settle().unwrap();
     let known = walk.word(INTERFACES[0]);
     publisher.identify_from_now_on().unwrap();

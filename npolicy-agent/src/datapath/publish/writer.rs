@@ -7,7 +7,7 @@ use npolicy_common::{BundleId, Class, RulesetId};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::Instead;
-use crate::compile::Ruleset;
+use crate::compile::{Plan, Ruleset};
 use crate::datapath::bundles::Bundles;
 use crate::datapath::error::Full;
 use crate::datapath::numbers::{Numbers, PeerKey};
@@ -71,10 +71,12 @@ impl<'a> RulesetWriter<'a> {
         Self { rulesets, bundles, cache, keys, in_use, wanted: FxHashMap::default(), index: None, written: 0 }
     }
 
-    /// Forgets the rows of rulesets that nobody asked for; returns how many rulesets were written.
-    pub(super) fn finish(self) -> usize {
+    /// Forgets the rows of rulesets that are no subject's; returns how many rulesets were written.
+    pub(super) fn finish(self, plan: &Plan) -> usize {
         let Self { cache, wanted, written, .. } = self;
-        cache.0.retain(|ruleset, _| wanted.contains_key(ruleset));
+        let of_subjects = plan.subjects.values().flat_map(|subject| [&subject.ingress, &subject.egress]);
+        let in_use: FxHashSet<*const Ruleset> = of_subjects.map(Arc::as_ptr).collect();
+        cache.0.retain(|ruleset, _| in_use.contains(&Arc::as_ptr(ruleset)) || wanted.contains_key(ruleset));
         written
     }
 
