@@ -3,6 +3,7 @@
 pub mod cases;
 pub mod dynamic;
 pub mod oracle;
+pub mod scenarios;
 pub mod worlds;
 
 use std::io::{self, Write as _};

@@ -184,6 +184,16 @@ impl Cluster {
         self.nodes.iter_mut().try_for_each(|node| node.translate(services.to_vec()))
     }
 
+    /// Translates these Service addresses, and no others, on one node.
+    ///
+    /// # Panics
+    ///
+    /// Without such a node.
+    pub fn translate_on(&mut self, node: &str, services: Vec<Translation>) -> Result<()> {
+        let place = self.place(node);
+        self.nodes[place].translate(services)
+    }
+
     /// Joins the nodes to the link and to each other.
     fn join(&mut self) -> Result<()> {
         let peers: Vec<Peer> = self.nodes.iter().map(Peer::of).collect();
