@@ -64,6 +64,8 @@ pub(super) struct Work {
     pub(super) subjects: BTreeSet<PodKey>,
     /// Subjects as they were, of those that were looked at.
     pub(super) looked_at: BTreeMap<PodKey, Option<Subject>>,
+    /// Whether some ruleset has come into use or gone out of it.
+    pub(super) are_rulesets_other: bool,
     /// Namespaces whose labels may have changed.
     pub(super) namespaces: BTreeSet<Arc<str>>,
     /// Addresses that may have another owner.

@@ -20,6 +20,7 @@ use super::changes::{Changes, Work};
 use super::classes::{Bounds, Classes, Unaddressed};
 use super::groups::Groups;
 use super::intern::{Interner, PeerContent, Turnover};
+use super::names::NameScopes;
 use super::plan::{ClassIndex, ClassKey, Fact, PeerId, Plan, Subject};
 use super::prefixes::Blocks;
 use super::resolve::Resolver;
@@ -61,6 +62,7 @@ impl Scope {
 pub struct Compiler {
     scope: Scope,
     interner: Interner,
+    names: NameScopes,
     subjects: Subjects,
     groups: Groups,
     blocks: Blocks,
@@ -74,7 +76,7 @@ pub struct Compiler {
 }
 
 /// Classes found in one pass, by what is said of a pod and the block around its address.
-type Combined = FxHashMap<(*const Fact, usize, Option<usize>), ClassIndex>;
+type Combined = FxHashMap<(*const Fact, usize, Option<usize>), Option<ClassIndex>>;
 
 impl Compiler {
     /// Starts with a plan of nothing.
@@ -87,6 +89,7 @@ impl Compiler {
         Self {
             scope,
             interner,
+            names: NameScopes::default(),
             subjects: Subjects::default(),
             groups: Groups::default(),
             blocks: Blocks::default(),
@@ -158,6 +161,9 @@ impl Compiler {
         for name in std::mem::take(&mut work.namespaces) {
             self.groups.refresh_namespace(state, &name, &mut work.facts);
         }
+        if work.are_rulesets_other {
+            self.refresh_names(state, &mut work.facts);
+        }
         for &address in &work.addresses {
             let pod = if let Owner::Pod(pod) = state.owner(address) { Some(&**pod) } else { None };
             self.groups.set(state, address, pod);
@@ -211,6 +217,7 @@ impl Compiler {
                     let (base, is_first) = self.subjects.before.hold(base);
                     if is_first {
                         self.interner.hold(&base);
+                        work.are_rulesets_other = true;
                     }
                     base
                 })
@@ -222,6 +229,7 @@ impl Compiler {
             for base in before.iter().flatten() {
                 if self.subjects.before.release(base) {
                     self.interner.release(base);
+                    work.are_rulesets_other = true;
                 }
             }
             for address in self.plan.subjects.get(&key).iter().flat_map(|subject| &subject.addresses) {
@@ -281,9 +289,8 @@ impl Compiler {
         }
         self.nodes.sort_unstable_by_key(|&(id, _)| id);
         let Some(changed) = self.blocks.turn_over(blocks(added), blocks(dropped)) else { return false };
-        let known = self.plan.exact.keys().copied().chain(self.virtuals.backends());
-        let known = known.chain(self.subjects.by_address.keys().copied());
-        work.facts.extend(known.filter(|&address| changed.find(address).is_some()));
+        let is_changed = |address: &IpAddr| changed.find(*address).is_some();
+        work.facts.extend(self.known_addresses().filter(is_changed));
 
         let mut prefixes = Vec::with_capacity(self.blocks.split().len());
         for (block, facts) in self.blocks.split() {
@@ -296,6 +303,36 @@ impl Compiler {
             self.classes.release(class);
         }
         differ
+    }
+
+    /// Every address of which more or less is said than by the blocks around it, and all that others depend on.
+    fn known_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let subjects = self.subjects.by_address.keys().copied();
+        self.plan.exact.keys().copied().chain(self.virtuals.backends()).chain(subjects).chain(self.groups.addresses())
+    }
+
+    /// Looks again for which peers port names are looked up; addresses for which that may be another go into `changed`.
+    fn refresh_names(&mut self, state: &ClusterState, changed: &mut FxHashSet<IpAddr>) {
+        let names = NameScopes::of(self.subjects.before.iter());
+        for (name, peer) in names.differences(&self.names) {
+            let Some(peer) = peer else {
+                self.groups.find(|fact| matches!(fact, Fact::Named(other, ..) if other == name), changed);
+                continue;
+            };
+            // One that is in use no more has been looked for already.
+            match self.interner.content(peer) {
+                None => {}
+                Some(PeerContent::Pods(..)) => self.groups.find(|fact| fact == Fact::Peer(peer), changed),
+                Some(PeerContent::Block(block)) => {
+                    changed.extend(self.known_addresses().filter(|&address| block.contains(address)));
+                }
+                Some(PeerContent::Nodes(selector)) => {
+                    let nodes = state.nodes().filter(|node| selector.matches(&node.labels));
+                    changed.extend(nodes.flat_map(|node| &node.addresses));
+                }
+            }
+        }
+        self.names = names;
     }
 
     /// Looks at Services again. Subjects that became a backend, or are one no more, are to be set apart again.
@@ -385,6 +422,7 @@ impl Compiler {
         facts.extend(own.into_iter().flat_map(|own| own.iter()));
         facts.extend(self.blocks.at(address));
         facts.sort_unstable();
+        self.names.keep_asked(&mut facts);
         facts.into()
     }
 
@@ -426,12 +464,13 @@ impl Compiler {
         }
         let block = self.blocks.find(address);
         let found = (own.as_ptr(), own.len(), block);
-        Some(*combined.entry(found).or_insert_with(|| {
+        *combined.entry(found).or_insert_with(|| {
             let around = block.map_or(&[][..], |index| &self.blocks.split()[index].1);
             let mut facts: Vec<_> = own.iter().chain(around).copied().collect();
             facts.sort_unstable();
-            self.classes.index(&mut self.plan.classes, ClassKey::of(facts))
-        }))
+            self.names.keep_asked(&mut facts);
+            (facts.len() > around.len()).then(|| self.classes.index(&mut self.plan.classes, ClassKey::of(facts)))
+        })
     }
 
     /// The addresses of this node's own, as the plan wants them; returns whether they differ.

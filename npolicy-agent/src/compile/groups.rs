@@ -104,6 +104,19 @@ impl Groups {
         self.of.get(&address).map(|&group| &self.groups[group].facts)
     }
 
+    /// Every address of a pod of which something is said.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let is_known = |(_, group): &(&IpAddr, &usize)| !self.groups[**group].facts.is_empty();
+        self.of.iter().filter(is_known).map(|(&address, _)| address)
+    }
+
+    /// Puts the addresses of pods of which some such fact is known into `found`.
+    pub(super) fn find(&self, is_wanted: impl Fn(Fact) -> bool, found: &mut FxHashSet<IpAddr>) {
+        for group in self.groups.iter().filter(|group| group.facts.iter().any(|&fact| is_wanted(fact))) {
+            found.extend(&group.addresses);
+        }
+    }
+
     /// Says which pod has an address, if one has.
     pub(super) fn set(&mut self, state: &ClusterState, address: IpAddr, pod: Option<&Pod>) {
         let now = pod.map(|pod| self.group(state, pod));

@@ -74,6 +74,11 @@ impl Interner {
         })
     }
 
+    /// What a peer says, if a ruleset mentions it.
+    pub(super) fn content(&self, peer: PeerId) -> Option<&PeerContent> {
+        self.peers.entries.get(&peer.0).map(|entry| &*entry.content)
+    }
+
     pub(super) fn name(&mut self, name: &Arc<str>) -> PortNameId {
         PortNameId(match self.names.known(name) {
             Some(number) => number,

@@ -10,6 +10,7 @@ mod engine;
 mod explain;
 mod groups;
 mod intern;
+mod names;
 mod plan;
 mod ports;
 mod prefixes;

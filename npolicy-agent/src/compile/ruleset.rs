@@ -188,6 +188,15 @@ impl Ruleset {
         self.rules().flat_map(|rule| rule.peers.iter().flatten()).copied()
     }
 
+    /// Every port name that a rule looks up, with a peer it looks it up on, and with repetitions; `None` is any address.
+    pub fn lookups(&self) -> impl Iterator<Item = (PortNameId, Option<PeerId>)> {
+        self.rules().filter(|rule| !rule.names.is_empty()).flat_map(|rule| {
+            let named = rule.peers.iter().flatten().map(|&peer| Some(peer));
+            let peers = named.chain(rule.peers.is_none().then_some(None));
+            peers.flat_map(|peer| rule.names.iter().map(move |&(name, _)| (name, peer)))
+        })
+    }
+
     /// Every port name that a rule looks up on its peers, with repetitions.
     pub fn names(&self) -> impl Iterator<Item = PortNameId> {
         self.rules().flat_map(|rule| &rule.names).map(|&(name, _)| name)

@@ -23,6 +23,11 @@ impl Shared {
         (held, is_first)
     }
 
+    /// Every ruleset in use, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Ruleset> {
+        self.0.keys().map(|ruleset| &**ruleset)
+    }
+
     /// Counts one use less; returns whether that was the last.
     pub(super) fn release(&mut self, ruleset: &Arc<Ruleset>) -> bool {
         let uses = self.0.get_mut(ruleset).expect("a ruleset that is let go of was held");

@@ -7,9 +7,9 @@ use npolicy_common::{Direction, FlowProtocol};
 use super::super::{Bundle, ClassKey, Compiler, Peer, Plan, Scope};
 use crate::model::{
     Action, Age, ClusterMatch, ClusterPeer, ClusterPolicy, ClusterRule, ClusterState, Condition, Endpoint,
-    EndpointSlice, Event, IpBlock, Labels, NetworkPolicy, Node, Object, Peer as RulePeer, Peers, Phase, Pod, PodKey,
-    PodNetwork, PodPeer, PodSet, PolicyKey, PortEntry, PortProtocol, Ports, Requirement, Rule, Selector, Service,
-    ServiceKey, ServicePort, SliceKey, SlicePort, Tier, TrafficPolicy, Values,
+    EndpointSlice, Event, IpBlock, Labels, NamedPort, NetworkPolicy, Node, Object, Peer as RulePeer, Peers, Phase, Pod,
+    PodKey, PodNetwork, PodPeer, PodSet, PolicyKey, PortEntry, PortProtocol, Ports, Requirement, Rule, Selector,
+    Service, ServiceKey, ServicePort, SliceKey, SlicePort, Tier, TrafficPolicy, Values,
 };
 
 fn address(text: &str) -> std::net::IpAddr {
@@ -231,6 +231,29 @@ fn a_pod_reaches_itself_through_its_service_unless_an_outer_tier_denies() {
     let plan = compile(denied);
     let key = PodKey { namespace: "ns".into(), name: "client".into() };
     assert_eq!(plan.subjects[&key].ingress.row(Peer::PodSelf), Bundle::nothing());
+}
+
+#[test]
+fn a_port_name_counts_only_where_a_rule_looks_it_up() {
+    let named = |name, ip| match pod(name, "n2", ip) {
+        Object::Pod(pod) => {
+            let port = NamedPort { name: "http".into(), protocol: PortProtocol::Tcp, number: 8080 };
+            Object::Pod(Pod { ports: vec![port], ..pod })
+        }
+        _ => unreachable!(),
+    };
+    let plan = |peers| {
+        let ports = Ports::Of(vec![PortEntry::Named { protocol: PortProtocol::Tcp, name: "http".into() }]);
+        let pods = [named("db", "10.0.2.1"), named("web", "10.0.2.2"), named("other", "10.0.2.3")];
+        compile([pod("client", "n1", "10.0.1.1"), egress_to(peers, ports)].into_iter().chain(pods).collect())
+    };
+    let of_db = plan(vec![pods("db")]);
+    assert_eq!(reaches(&of_db, "10.0.2.1"), [(8080, 8080)]);
+    assert_eq!(of_db.exact.keys().copied().collect::<Vec<_>>(), [address("10.0.2.1")], "the others are nobody's peers");
+    let with_block = plan(vec![pods("db"), block("10.0.2.2/32")]);
+    assert_eq!(reaches(&with_block, "10.0.2.2"), [(8080, 8080)]);
+    assert_eq!(reaches(&with_block, "10.0.2.3"), []);
+    assert_eq!(with_block.exact.len(), 2);
 }
 
 #[test]
