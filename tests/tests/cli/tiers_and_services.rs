@@ -218,12 +218,14 @@ fn a_service_that_leads_nowhere_says_so() {
         "80/tcp",
         &[],
         expect![[r#"
-        Deny  shop/web -> svc:shop/none  80/TCP over IPv4
-          service shop/none at 10.96.0.3 has no backend for 80/TCP that this client would be sent to, so only rules without peers could accept
-          egress of shop/web denies: no rule accepts it; nearest is shop/web egress[0].to[0]: service shop/none is no pod, selectors match pods alone
-            isolated by shop/web
-        exit 1
-    "#]],
+            Deny  shop/web -> svc:shop/none  80/TCP over IPv4
+              service shop/none at 10.96.0.3 has no backend for 80/TCP that this client would be sent to, so only rules without peers could accept
+              egress of shop/web denies: no rule accepts it; nearest is shop/web egress[0].to[0]: service shop/none is no pod, selectors match pods alone
+                isolated by shop/web
+            exit 1
+            --- stderr
+            ./policy.yaml:10: warning: Service shop/none: no EndpointSlice of it is given and it selects no pods: it counts as having no backends
+        "#]],
     );
     can(
         &policy,
@@ -236,6 +238,8 @@ fn a_service_that_leads_nowhere_says_so() {
               service shop/none at 10.96.0.3 has no backend for 80/TCP that this client would be sent to
               policy applies to neither end
             exit 0
+            --- stderr
+            ./policy.yaml:10: warning: Service shop/none: no EndpointSlice of it is given and it selects no pods: it counts as having no backends
         "#]],
     );
 }
