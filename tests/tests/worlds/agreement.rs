@@ -118,8 +118,8 @@ fn a_wrong_verdict_is_found_made_small_and_kept() {
     let count = |kind: &str| found.objects.iter().filter(|object| object["kind"] == kind).count();
     assert!(count("Pod") <= 2 && count("Node") <= 1 && count("Namespace") == 0, "{found}");
     assert_eq!(count("NetworkPolicy"), 1, "{found}");
-    let policy = found.objects.iter().find(|object| object["kind"] == "NetworkPolicy").expect("the policy");
-    assert_eq!(policy.get("spec"), None, "nothing in it matters: {found}");
+    let size: usize = found.objects.iter().map(|object| object.to_string().len()).sum();
+    assert!(size < 800, "{size} bytes, where whole worlds have thousands: {found}");
     assert_eq!((&*found.probe.protocol, found.probe.port), ("SCTP", Some(8080)), "{found}");
 
     let folder = tempfile::tempdir().expect("a directory");
