@@ -154,7 +154,8 @@ impl Cluster {
     }
 
     /// Sets the largest packet, in bytes, that a node sends to the other nodes and the outside. Pods are not told: they
-    /// send what their own interface takes, and hear of it by ICMP.
+    /// send what their own interface takes, and hear of it by ICMP. What comes in may not be
+    /// larger either: narrow all nodes alike.
     ///
     /// # Panics
     ///

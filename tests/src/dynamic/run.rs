@@ -21,9 +21,11 @@ use super::script::{Action, AgentAction, Arrival, Connect, End, FlowState, Line,
 use super::socket::RUNTIME;
 use super::world::World;
 
-/// Times that a script only lets pass, or holds, are cut to this: what is wrong shows within it, or not at all. With
+/// Times that a script holds something for are cut to this: what is wrong shows within it, or not at all. With
 /// NPOLICY_LONG=1 they are as written.
-const LONGEST: Duration = Duration::from_secs(3);
+const LONGEST_HOLD: Duration = Duration::from_secs(2);
+/// Times that a script only lets pass are cut to this, likewise.
+const LONGEST_WAIT: Duration = Duration::from_secs(3);
 /// How long a new flow may take to run: some SYNs, on a busy machine.
 const OPENING: Duration = Duration::from_secs(10);
 /// How long a new flow is watched that must stay silent: two SYNs.
@@ -43,9 +45,9 @@ const HELD_PATIENCE: Duration = Duration::from_millis(2500);
 /// What is not as the script says, with the step, and what the agents last said.
 pub fn run(script: &Script, layout: Layout, binaries: [&Path; 2]) -> anyhow::Result<()> {
     let world = World::start(script, layout, binaries).context("the start")?;
-    let longest =
-        if std::env::var_os("NPOLICY_LONG").is_some_and(|long| long == "1") { Duration::MAX } else { LONGEST };
-    let mut run = Run { world, flows: BTreeMap::new(), backgrounds: BTreeMap::new(), longest };
+    let is_long = std::env::var_os("NPOLICY_LONG").is_some_and(|long| long == "1");
+    let (longest, longest_wait) = if is_long { (Duration::MAX, Duration::MAX) } else { (LONGEST_HOLD, LONGEST_WAIT) };
+    let mut run = Run { world, flows: BTreeMap::new(), backgrounds: BTreeMap::new(), longest, longest_wait };
     for (number, step) in (1..).zip(&script.steps) {
         if let Err(error) = run.step(&step.action) {
             bail!("{} {layout:?}, step {number} ({}): {error:#}\n{}", script.id, step.say, run.world.last_words());
@@ -60,6 +62,7 @@ struct Run {
     flows: BTreeMap<String, Vec<Watched>>,
     backgrounds: BTreeMap<String, Background>,
     longest: Duration,
+    longest_wait: Duration,
 }
 
 /// A flow over one family, and how it was at the last look.
@@ -116,7 +119,7 @@ impl Run {
             Action::Finish { run, wrong } => self.finish(run, *wrong),
             Action::Agent { action, node } => self.world.handle_agents(*action, node.as_deref()),
             Action::Wait { seconds } => {
-                thread::sleep(Duration::from_secs_f32(*seconds).min(self.longest));
+                thread::sleep(Duration::from_secs_f32(*seconds).min(self.longest_wait));
                 Ok(())
             }
             Action::End { pod, phase } => {
