@@ -117,6 +117,10 @@ pub(super) fn find<'a>(state: &'a ClusterState, end: &'a End, wanted: Family) ->
                 let owner = node.map_or(Owner::Outside, Owner::Node);
                 let address = node.and_then(|node| of_family(&node.addresses, wanted));
                 let address = address.or_else(|| of_family(&pod.addresses, wanted));
+                // A node that nobody names yet can be any.
+                if node.is_none() && address.is_none() && !pod.is_planned() {
+                    return Err(Unanswerable::NotReady(key.clone()));
+                }
                 return Ok(Found { remote: remote(owner, address), subject: None, made_on: pod.node.as_ref() });
             }
             match of_family(&pod.addresses, wanted) {

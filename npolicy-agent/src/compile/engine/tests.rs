@@ -285,7 +285,9 @@ fn a_pod_reaches_itself_through_a_service_unless_a_tier_denies_it() {
 
 #[test]
 fn what_cannot_be_asked_says_what_could() {
-    let mut engine = engine(&service("", &BOTH));
+    let unscheduled = "{kind: Pod, metadata: {name: unscheduled, namespace: other}, spec: {hostNetwork: true}, \
+                       status: {phase: Pending}}\n---\n";
+    let mut engine = engine(&(unscheduled.to_owned() + &service("", &BOTH)));
     for (asked, said) in [
         (
             "app/a svc:app/headless 80/TCP",
@@ -294,6 +296,7 @@ fn what_cannot_be_asked_says_what_could() {
         ("app/a svc:app/none 80/TCP", "there is no Service app/none"),
         ("svc:app/web app/a 80/TCP", "svc:app/web can only be a destination: ask from its pods"),
         ("ip:fd00::9 svc:app/web 80/TCP", "ip:fd00::9 and svc:app/web have no address family in common"),
+        ("other/unscheduled app/a 80/TCP", "pod other/unscheduled has no address yet"),
     ] {
         assert_eq!(engine.ask(&question(asked)).unwrap_err().to_string(), said);
     }
