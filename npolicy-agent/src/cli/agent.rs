@@ -12,7 +12,7 @@ use crate::observe::Format;
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  \
     npolicy agent --manifests /etc/npolicy --drop-format text\n\n\
-    Verdicts stay in force when the agent ends, however it ends: its programs and tables are pinned under --pin-dir.\n\
+    Verdicts stay in force when the agent ends, however it ends: its programs and tables are pinned under --pin-dir. \
     The next agent takes them over without a gap. `npolicy agent --remove` takes them away.")]
 pub struct Args {
     /// Directory of YAML or JSON manifests, read again when they change: Pods (with status.podIPs), Namespaces, Nodes,

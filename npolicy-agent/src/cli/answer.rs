@@ -29,11 +29,11 @@ pub(super) fn reason(answer: &Answer) -> String {
 pub(super) fn missing_text(service: &ServiceAnswer, judgements: &[Judgement]) -> String {
     let asked = service.asked;
     let lacks = match (service.has_port, asked) {
-        (true, _) => format!("has no backend for {asked} that this client would be sent to"),
+        (true, _) => format!("has no backend for {asked} that this client would be sent to, so nothing answers"),
         (false, Protocol::Icmp) => "is only reached on its ports".to_owned(),
-        (false, _) => format!("has no port {asked}"),
+        (false, _) => format!("has no port {asked}, so nothing answers"),
     };
-    if judgements.is_empty() { lacks } else { format!("{lacks}, so only rules without peers could accept") }
+    if judgements.is_empty() { lacks } else { format!("{lacks}; only rules without peers match it") }
 }
 
 /// Where a rule may have been written for the Service's port: that it is not what policies see. Begins with a semicolon.
@@ -126,10 +126,10 @@ pub(super) const fn direction_text(direction: Direction) -> &'static str {
 /// Says why one end accepts or denies.
 pub(super) fn decision_text(judgement: &Judgement) -> String {
     let Explanation { isolated_by: _, passed_by, decision } = &judgement.explanation;
-    let passed: String = passed_by.iter().map(|rule| format!("passed by {rule}; ")).collect();
+    let passed: String = passed_by.iter().map(|rule| format!("passed on by {rule}; ")).collect();
     let decided = match decision {
         Decision::NotGoverned => "no policy isolates it".to_owned(),
-        Decision::NotDecided if passed_by.is_empty() => "no rule matches, and no NetworkPolicy isolates it".to_owned(),
+        Decision::NotDecided if passed_by.is_empty() => "no rule of a ClusterNetworkPolicy matches, and no NetworkPolicy isolates it".to_owned(),
         Decision::NotDecided => "nothing after that denies it".to_owned(),
         Decision::OwnNode => "its own node always may".to_owned(),
         Decision::Itself if judgement.direction == Direction::Ingress => {

@@ -21,26 +21,32 @@ use crate::watch::manifests::Manifests;
 #[command(after_long_help = "\
 Examples:
   Why can the frontend of dev not reach the database?
-    npolicy can -f manifests/ --from dev/frontend --to prod/database --port 8080/tcp
+    npolicy can -f dir/ --from dev/frontend --to prod/database --port 8080/tcp
 
   May a host outside ping it? May its own node?
-    npolicy can -f manifests/ --from ip:203.0.113.7 --to prod/database --port icmp
-    npolicy can -f manifests/ --from node:n1 --to prod/database --port 8080/tcp
+    npolicy can -f dir/ --from ip:203.0.113.7 --to prod/database --port icmp
+    npolicy can -f dir/ --from node:n1 --to prod/database --port 8080/tcp
 
   May it call a Service? Each of its backends must accept; the port is the Service's.
-    npolicy can -f manifests/ --from dev/frontend --to svc:prod/api --port 80/tcp
+    npolicy can -f dir/ --from dev/frontend --to svc:prod/api --port 80/tcp
 
   A running cluster, as it is now:
-    kubectl get pods,namespaces,nodes,services,endpointslices -A -o yaml > cluster/objects.yaml
-    kubectl get networkpolicies,clusternetworkpolicies -A -o yaml > cluster/policies.yaml
-    npolicy can -f cluster/ --from dev/frontend --to prod/database --port 8080/tcp
+    mkdir cluster
+    kubectl get pods,namespaces,nodes,services,endpointslices -A -o yaml \\
+      > cluster/objects.yaml
+    kubectl get networkpolicies,clusternetworkpolicies -A -o yaml \\
+      > cluster/policies.yaml
+    npolicy can -f cluster --from dev/web --to prod/database --port 8080/tcp
 
-  Many questions, one JSON object a line:
-    echo '{\"from\":\"prod/backend\",\"to\":\"prod/database\",\"protocol\":\"TCP\",\"port\":8080}' |
-      npolicy can -f manifests/ --batch
+  Many questions, one JSON object a line, like
+    {\"from\":\"prod/backend\",\"to\":\"prod/database\",\"protocol\":\"TCP\",\"port\":8080}
+    npolicy can -f dir/ --batch < questions
 
-Exit code: 0 allowed, 1 denied, 2 the question or the files cannot be used, 3 something in the files could not be read, so
-the answer is not certain. With --batch: 0, or 3.")]
+A warning names something that is enforced as the warning says, and so is the answer. After an error something is left \
+out, and any answer might be another: it is not certain.
+
+Exit code: 0 accepted, 1 denied, 2 the question or the files cannot be used, 3 the answer is not certain, or depends on what \
+the files do not say. With --batch: 0, also where a line has an `error`; 2 or 3 as above.")]
 pub struct Args {
     /// Manifests: a file, or a directory of .yaml, .yml and .json files; may be given several times
     #[arg(short = 'f', long = "file", required = true, value_name = "PATH")]
@@ -53,7 +59,7 @@ pub struct Args {
     /// To whom: NAMESPACE/POD, node:NAME, ip:ADDRESS or svc:NAMESPACE/NAME
     ///
     /// An address may be a Service's: a cluster address, or on the Service's ports an external, load-balancer or node
-    /// address.
+    /// address. --port is then the Service's port, on a node address its node port.
     #[arg(long, value_name = "END", required_unless_present = "batch", conflicts_with = "batch")]
     to: Option<String>,
 
@@ -69,7 +75,7 @@ pub struct Args {
     #[arg(short = 'o', long, value_enum, default_value = "text", conflicts_with = "batch")]
     output: Output,
 
-    /// Read questions from stdin, one JSON object a line, and answer each with one
+    /// Read questions from stdin, one JSON object a line, and answer each with one; empty lines are passed over
     ///
     /// A question has `from`, `to`, `protocol` (TCP, UDP, SCTP or ICMP), `port` (not for ICMP) and, if it matters,
     /// `family` (IPv4 or IPv6). An answer has `verdict` (Accept or Deny) and `reason`, or `error`; where a Service is asked
@@ -107,6 +113,10 @@ impl From<FamilyName> for Family {
     }
 }
 
+/// Said beside answers that an object which could not be read might change.
+pub(super) const NOT_CERTAIN: &str =
+    "not certain: something in the manifests could not be read (see the errors on stderr)";
+
 /// How many names a message has.
 const MOST_NAMES: usize = 10;
 
@@ -132,13 +142,25 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
             return Ok(exit::UNKNOWN);
         }
         Err(Unanswerable::NoPod(key)) => {
-            let pods = engine.state().pods().filter(|pod| pod.key.namespace == key.namespace);
-            anyhow::bail!("there is no pod {key}{}", beside(&key.namespace, pods.map(|pod| &*pod.key.name)))
+            let (state, namespace) = (engine.state(), &key.namespace);
+            let pods = state.pods().filter(|pod| pod.key.namespace == *namespace).map(|pod| &*pod.key.name);
+            let beside = beside(namespace, pods);
+            if beside.is_empty() {
+                let mut namespaces: Vec<_> = state.pods().map(|pod| &*pod.key.namespace).collect();
+                namespaces.sort();
+                namespaces.dedup();
+                anyhow::bail!("there is no pod {key}; {}", held("pods are in", "no pod", namespaces.into_iter()))
+            }
+            anyhow::bail!("there is no pod {key}{beside}")
         }
         Err(Unanswerable::NoService(key)) => {
             let services = engine.state().services().filter(|service| service.key.namespace == key.namespace);
             let names = services.map(|service| &*service.key.name);
             anyhow::bail!("there is no Service {key}{}", beside(&key.namespace, names))
+        }
+        Err(Unanswerable::NoNode(name)) => {
+            let nodes = engine.state().nodes().map(|node| &*node.name);
+            anyhow::bail!("there is no node {name}; {}", held("there are", "no Node", nodes))
         }
         Err(error) => return Err(error.into()),
     };
@@ -168,11 +190,21 @@ pub(super) fn written(outcome: io::Result<()>, code: u8) -> anyhow::Result<u8> {
 
 /// Names what else is in a namespace, for whoever mistyped one: `; dev has backend, frontend`.
 fn beside<'a>(namespace: &str, names: impl Iterator<Item = &'a str>) -> String {
+    some_of(names).map_or_else(String::new, |names| format!("; {namespace} has {names}"))
+}
+
+/// Names what the manifests hold: `there are n1, n2`, or `the manifests hold no Node`.
+fn held<'a>(there: &str, none: &str, names: impl Iterator<Item = &'a str>) -> String {
+    some_of(names).map_or_else(|| format!("the manifests hold {none}"), |names| format!("{there} {names}"))
+}
+
+/// As many names as a message has; `None`: there is none.
+fn some_of<'a>(names: impl Iterator<Item = &'a str>) -> Option<String> {
     let names: Vec<_> = names.take(MOST_NAMES + 1).collect();
     match names.len() {
-        0 => String::new(),
-        1..=MOST_NAMES => format!("; {namespace} has {}", names.join(", ")),
-        _ => format!("; {namespace} has {}, ...", names[..MOST_NAMES].join(", ")),
+        0 => None,
+        1..=MOST_NAMES => Some(names.join(", ")),
+        _ => Some(format!("{}, ...", names[..MOST_NAMES].join(", "))),
     }
 }
 
@@ -181,10 +213,15 @@ fn beside<'a>(namespace: &str, names: impl Iterator<Item = &'a str>) -> String {
 pub(super) fn load(files: &[PathBuf]) -> anyhow::Result<(Engine, bool)> {
     let manifests = Manifests::read(files)?;
     for path in files.iter().filter(|path| path.is_dir()) {
-        anyhow::ensure!(manifests.has_file_in(path), "{} holds no .yaml, .yml or .json file", path.display());
+        anyhow::ensure!(
+            manifests.has_file_in(path),
+            "{} holds no .yaml, .yml or .json file (directories in it are not read)",
+            path.display()
+        );
     }
     let state = manifests.state();
-    for diagnostic in manifests.diagnostics().iter().chain(&state.diagnose_addresses()) {
+    let of_the_whole = [manifests.diagnose_namespaces(), state.diagnose_addresses()].concat();
+    for diagnostic in manifests.diagnostics().iter().chain(&of_the_whole) {
         anstream::eprintln!("{diagnostic}");
     }
     Ok((Engine::new(state), manifests.is_certain()))
@@ -214,7 +251,7 @@ fn print_text(out: &mut impl Write, question: &Question, answer: &Answer, is_cer
         None => print_steps(out, &answer.judgements, "  ")?,
     }
     if !is_certain {
-        writeln!(out, "not certain: something in the manifests could not be read (see above)")?;
+        writeln!(out, "{NOT_CERTAIN}")?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use anyhow::Context;
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 use npolicy_common::{Family, Verdict};
 
-use super::can::{FamilyName, Output, load, written};
+use super::can::{FamilyName, NOT_CERTAIN, Output, load, written};
 use super::exit;
 use super::question::{parse_end, parse_protocol, protocol_parts, verdict_text};
 use crate::compile::{Brief, End, Engine, Protocol, Question, Unanswerable};
@@ -25,13 +25,15 @@ Examples:
 
   Who reaches the Services that have port 80? Who reaches this one, and the API server behind it?
     npolicy matrix -f manifests/ --port 80/tcp --services
-    npolicy matrix -f manifests/ --port 443/tcp --to svc:default/kubernetes --to ip:192.0.2.1
+    npolicy matrix -f manifests/ --port 443/tcp \\
+      --to svc:default/kubernetes --to ip:192.0.2.1
 
-Rows are destinations, columns are sources. A pod on its node's network stands for its node. A Service accepts if each of
-its backends does; M marks one of which only some do (MixedBackends).
+Rows are destinations, columns are sources. A pod on its node's network stands for its node. A Service accepts if each of \
+its backends does; M marks one of which only some do (MixedBackends). Cells are about policy alone: a Service without backends may be \
+accepted, though nothing answers.
 
-Exit code: 0, or 2 if the files cannot be used, or 3 if something in them could not be read, so the table is not certain,
-or if a pair has no answer.")]
+Exit code: 0, or 2 if the files cannot be used, or 3 if something in them could not be read, so the table is not certain, \
+or if a pair has no answer (?): an end without an address of the family, a Service without a cluster address.")]
 pub struct Args {
     /// Manifests: a file, or a directory of .yaml, .yml and .json files; may be given several times
     #[arg(short = 'f', long = "file", required = true, value_name = "PATH")]
@@ -75,7 +77,12 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
         args.to.iter().map(|to| existing_end(engine.state(), to).context("--to")).collect::<anyhow::Result<_>>()?
     };
     let outcome = match args.output {
-        Output::Text => print_table(&mut engine, &pods, &destinations, protocol, family),
+        Output::Text => print_table(&mut engine, &pods, &destinations, protocol, family).and_then(|unknown| {
+            if !is_certain {
+                writeln!(anstream::stdout().lock(), "{NOT_CERTAIN}")?;
+            }
+            Ok(unknown)
+        }),
         Output::Json => print_lines(&mut engine, &pods, &destinations, protocol, family),
     };
     let is_complete = outcome.as_ref().is_ok_and(|unknown| *unknown == 0);

@@ -83,12 +83,13 @@ impl Manifests {
             }
         }
         for (kind, place) in not_enforced {
+            let instead = kind.instead.map_or_else(String::new, |instead| format!("; write it as {instead}"));
             manifests.diagnostics.push(Diagnostic {
                 place: Some(place),
                 severity: kind.severity,
                 object: Some(kind.name.into()),
                 field: None,
-                message: "not enforced: objects of this kind are not read".to_owned(),
+                message: format!("not enforced: objects of this kind are not read{instead}"),
             });
         }
         manifests.derive_slices();
@@ -111,6 +112,38 @@ impl Manifests {
     /// What was found, in the order of files and lines.
     pub fn diagnostics(&self) -> &[Diagnostic] {
         &self.diagnostics
+    }
+
+    /// Notes NetworkPolicies of namespaces that nothing else speaks of: they select nobody, be it for a mistyped namespace or
+    /// for none.
+    pub fn diagnose_namespaces(&self) -> Vec<Diagnostic> {
+        let mut known = BTreeSet::new();
+        for object in self.objects() {
+            match object {
+                Object::Namespace(namespace) => known.insert(&namespace.name),
+                Object::Pod(pod) => known.insert(&pod.key.namespace),
+                _ => false,
+            };
+        }
+        let lone = self.objects.iter().filter_map(|(key, (_, place))| match key {
+            ObjectKey::Policy(policy) if !known.contains(&policy.namespace) => Some((key, &policy.namespace, place)),
+            _ => None,
+        });
+        let diagnose = |(key, namespace, place): (&ObjectKey, &Arc<str>, &Place)| Diagnostic {
+            place: Some(place.clone()),
+            severity: Severity::Note,
+            object: Some(key.to_string().into()),
+            field: Some("metadata.namespace".into()),
+            message: match &**namespace {
+                "default" => {
+                    "namespace default, which is meant where none is written, has no Namespace and no pod here: \
+                              the policy selects nobody"
+                        .to_owned()
+                }
+                _ => format!("namespace {namespace} has no Namespace and no pod here: the policy selects nobody"),
+            },
+        };
+        lone.map(diagnose).collect()
     }
 
     /// Whether a directory held a file to read.

@@ -390,7 +390,7 @@ fn a_misspelt_kind_is_said_beside_the_answer() {
             Accept  shop/web -> shop/db  80/TCP over IPv4
               egress of shop/web accepts: no policy isolates it
               ingress of shop/db accepts: no policy isolates it
-            not certain: something in the manifests could not be read (see above)
+            not certain: something in the manifests could not be read (see the errors on stderr)
             exit 3
             --- stderr
             ./db.yaml:2: error: kind: unknown kind `NetworkPolcy`, did you mean `NetworkPolicy`?; the document is ignored
@@ -403,6 +403,40 @@ fn a_misspelt_kind_is_said_beside_the_answer() {
 }
 
 #[test]
+fn what_selects_nobody_for_its_namespace_and_what_is_of_another_kind_is_said() {
+    let policies = "\
+kind: NetworkPolicy
+metadata: {name: db}
+spec: {podSelector: {}}
+---
+kind: NetworkPolicy
+metadata: {namespace: shpo, name: db}
+spec: {podSelector: {}}
+---
+apiVersion: policy.networking.k8s.io/v1alpha1
+kind: AdminNetworkPolicy
+metadata: {name: fence}
+";
+    check(
+        &[("shop.yaml", SHOP), ("policies.yaml", policies)],
+        &["matrix", "-f", ".", "--port", "80/tcp", "--to", "shop/db"],
+        "",
+        expect![[r#"
+            to \ from   dev/web   shop/db   shop/web
+            shop/db     .         .         .
+
+            80/TCP: . accepted 3, X denied 0
+            not certain: something in the manifests could not be read (see the errors on stderr)
+            exit 3
+            --- stderr
+            ./policies.yaml:9: error: AdminNetworkPolicy: not enforced: objects of this kind are not read; write it as a ClusterNetworkPolicy with `tier: Admin`
+            ./policies.yaml:1: note: NetworkPolicy default/db: metadata.namespace: namespace default, which is meant where none is written, has no Namespace and no pod here: the policy selects nobody
+            ./policies.yaml:5: note: NetworkPolicy shpo/db: metadata.namespace: namespace shpo has no Namespace and no pod here: the policy selects nobody
+        "#]],
+    );
+}
+
+#[test]
 fn what_a_command_line_cannot_ask_is_said_with_what_it_could() {
     let ask =
         |to: &'static str, port: &'static str| vec!["can", "-f", ".", "--from", "shop/web", "--to", to, "--port", port];
@@ -410,14 +444,18 @@ fn what_a_command_line_cannot_ask_is_said_with_what_it_could() {
         (ask("shop/db", "80800/tcp"), "--port: port 80800 is outside 1 to 65535"),
         (ask("shop/db", "0/udp"), "--port: port 0 is outside 1 to 65535"),
         (ask("shop/nope", "80/tcp"), "there is no pod shop/nope; shop has db, web"),
-        (ask("nope/web", "80/tcp"), "there is no pod nope/web"),
+        (ask("nope/web", "80/tcp"), "there is no pod nope/web; pods are in dev, shop"),
         (vec!["matrix", "-f", ".", "--port", "80/tcp", "-n", "nope"], "there is no pod in namespace nope"),
+        (ask("node:n9", "80/tcp"), "there is no node n9; there are n1, n2"),
         (ask("svc:shop", "80/tcp"), "--to: \"svc:shop\" is no Service, expected svc:NAMESPACE/NAME"),
         (ask("svc:shop/nope", "80/tcp"), "there is no Service shop/nope"),
         (vec!["matrix", "-f", ".", "--port", "80/tcp", "--to", "svc:a/b"], "--to: there is no Service a/b"),
         (vec!["matrix", "-f", ".", "--port", "80/tcp", "--to", "shop/nope"], "--to: there is no pod shop/nope"),
         (vec!["matrix", "-f", ".", "--port", "80/tcp", "--to", "node:n9"], "--to: there is no node n9"),
-        (vec!["matrix", "-f", "empty", "--port", "80/tcp"], "empty holds no .yaml, .yml or .json file"),
+        (
+            vec!["matrix", "-f", "empty", "--port", "80/tcp"],
+            "empty holds no .yaml, .yml or .json file (directories in it are not read)",
+        ),
     ] {
         let folder = folder(&[("shop.yaml", SHOP)]);
         fs::create_dir(folder.path().join("empty")).unwrap();

@@ -184,7 +184,7 @@ fn a_service_without_such_a_port_says_so() {
         &[],
         expect![[r#"
         Deny  shop/web -> svc:shop/both  81/TCP over IPv4
-          service shop/both at 10.96.0.2 has no port 81/TCP, so only rules without peers could accept
+          service shop/both at 10.96.0.2 has no port 81/TCP, so nothing answers; only rules without peers match it
           egress of shop/web denies: no rule accepts it; nearest is shop/web egress[1].to[0]: service shop/both is no pod, selectors match pods alone
             isolated by shop/web
         exit 1
@@ -198,7 +198,7 @@ fn a_service_without_such_a_port_says_so() {
         &[],
         expect![[r#"
         Deny  shop/web -> svc:shop/both  ICMP over IPv4
-          service shop/both at 10.96.0.2 is only reached on its ports, so only rules without peers could accept
+          service shop/both at 10.96.0.2 is only reached on its ports; only rules without peers match it
           egress of shop/web denies: no rule accepts it; nearest is shop/web egress[1].to[0]: service shop/both is no pod, selectors match pods alone
             isolated by shop/web
         exit 1
@@ -219,7 +219,7 @@ fn a_service_that_leads_nowhere_says_so() {
         &[],
         expect![[r#"
             Deny  shop/web -> svc:shop/none  80/TCP over IPv4
-              service shop/none at 10.96.0.3 has no backend for 80/TCP that this client would be sent to, so only rules without peers could accept
+              service shop/none at 10.96.0.3 has no backend for 80/TCP that this client would be sent to, so nothing answers; only rules without peers match it
               egress of shop/web denies: no rule accepts it; nearest is shop/web egress[0].to[0]: service shop/none is no pod, selectors match pods alone
                 isolated by shop/web
             exit 1
@@ -235,7 +235,7 @@ fn a_service_that_leads_nowhere_says_so() {
         &[],
         expect![[r#"
             Accept  node:n1 -> svc:shop/none  80/TCP over IPv4
-              service shop/none at 10.96.0.3 has no backend for 80/TCP that this client would be sent to
+              service shop/none at 10.96.0.3 has no backend for 80/TCP that this client would be sent to, so nothing answers
               policy applies to neither end
             exit 0
             --- stderr
@@ -276,7 +276,7 @@ fn a_rule_of_a_tier_is_told_with_its_policy_and_what_could_be_done() {
         &[],
         expect![[r#"
         Deny  dev/web -> shop/db  5432/TCP over IPv4
-          egress of dev/web accepts: no rule matches, and no NetworkPolicy isolates it
+          egress of dev/web accepts: no rule of a ClusterNetworkPolicy matches, and no NetworkPolicy isolates it
           ingress of shop/db denies: denied by Admin policy fence, priority 10, ingress[1].from[0] ("no dev"); no change in a NetworkPolicy can allow it
         exit 1
     "#]],
@@ -289,7 +289,7 @@ fn a_rule_of_a_tier_is_told_with_its_policy_and_what_could_be_done() {
         &[],
         expect![[r#"
         Accept  dev/web -> shop/db  9090/TCP over IPv4
-          egress of dev/web accepts: no rule matches, and no NetworkPolicy isolates it
+          egress of dev/web accepts: no rule of a ClusterNetworkPolicy matches, and no NetworkPolicy isolates it
           ingress of shop/db accepts: accepted by Admin policy fence, priority 10, ingress[0].from[0] ("monitoring")
         exit 0
     "#]],
@@ -324,7 +324,7 @@ fn a_batch_has_the_backends_beside_the_answer() {
         expect![[r#"
         {"verdict":"Deny","reason":"MixedBackends: 1 of the 2 backends of service shop/both accept, and any may be chosen; shop/db 10.0.0.1:5432: egress of shop/web: no rule accepts it; nearest is shop/web egress[0].ports: the rule accepts 80/TCP; policies see the backend's port 5432/TCP, not the Service's","service":"shop/both","mixed_backends":true,"backends":[{"address":"10.0.0.1","port":5432,"pod":"shop/db","verdict":"Deny","reason":"egress of shop/web: no rule accepts it; nearest is shop/web egress[0].ports: the rule accepts 80/TCP"},{"address":"10.0.1.1","port":5432,"pod":"dev/web","verdict":"Accept","reason":"egress of shop/web: accepted by shop/web egress[1].to[0]; ingress of dev/web: no policy isolates it"}]}
         {"verdict":"Accept","reason":"each of the 2 backends of service shop/both accepts; shop/db 10.0.0.1:5432: egress of dev/web: no policy isolates it; ingress of shop/db: no policy isolates it","service":"shop/both","mixed_backends":false,"backends":[{"address":"10.0.0.1","port":5432,"pod":"shop/db","verdict":"Accept","reason":"egress of dev/web: no policy isolates it; ingress of shop/db: no policy isolates it"},{"address":"10.0.1.1","port":5432,"pod":"dev/web","verdict":"Accept","reason":"egress of dev/web: no policy isolates it; ingress of dev/web: no policy isolates it"}]}
-        {"verdict":"Deny","reason":"service shop/both has no port 80/UDP, so only rules without peers could accept; egress of shop/web: no rule accepts it; nearest is shop/web egress[1].to[0]: service shop/both is no pod, selectors match pods alone","service":"shop/both","mixed_backends":false,"backends":[]}
+        {"verdict":"Deny","reason":"service shop/both has no port 80/UDP, so nothing answers; only rules without peers match it; egress of shop/web: no rule accepts it; nearest is shop/web egress[1].to[0]: service shop/both is no pod, selectors match pods alone","service":"shop/both","mixed_backends":false,"backends":[]}
         {"error":"svc:shop/both can only be a destination: ask from its pods"}
         {"error":"shop/web has no IPv6 address"}
         exit 0

@@ -108,7 +108,7 @@ pub enum Unanswerable {
     ServiceAsSource(ServiceKey),
     /// The Service has no address of its own: it is headless or an `ExternalName`, or no cluster gave it one.
     #[error(
-        "Service {service} has no cluster address (it is headless, or was given none): ask about {}",
+        "Service {service} has no cluster address (it is headless, an ExternalName, or was given none): ask about {}",
         ask_instead(backends)
     )]
     NoClusterAddress {
@@ -152,7 +152,7 @@ const MOST_NAMES: usize = 10;
 fn ask_instead(backends: &[PodKey]) -> String {
     let names: Vec<_> = backends.iter().take(MOST_NAMES).map(ToString::to_string).collect();
     match backends.len() {
-        0 => "its pods".to_owned(),
+        0 => "the pods or addresses that its name resolves to".to_owned(),
         1..=MOST_NAMES => format!("its pods ({})", names.join(", ")),
         _ => format!("its pods ({}, ...)", names.join(", ")),
     }

@@ -291,7 +291,7 @@ fn what_cannot_be_asked_says_what_could() {
     for (asked, said) in [
         (
             "app/a svc:app/headless 80/TCP",
-            "Service app/headless has no cluster address (it is headless, or was given none): ask about its pods (app/a, app/b)",
+            "Service app/headless has no cluster address (it is headless, an ExternalName, or was given none): ask about its pods (app/a, app/b)",
         ),
         ("app/a svc:app/none 80/TCP", "there is no Service app/none"),
         ("svc:app/web app/a 80/TCP", "svc:app/web can only be a destination: ask from its pods"),

@@ -96,7 +96,7 @@ impl Question<'_> {
 
     fn miss_of_block(&self, peer: &IpBlock) -> Option<String> {
         if let Owner::Service(_) = self.remote.owner {
-            return Some(format!("{} is no end, an ipBlock is compared with backends alone", self.remote));
+            return Some(format!("an ipBlock is compared with backends, never with an address of {}", self.remote));
         }
         let Some(address) = self.remote.address else {
             let is_certain = peer.is_whole_family(self.remote.family);

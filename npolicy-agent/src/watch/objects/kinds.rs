@@ -32,18 +32,27 @@ pub struct NotEnforced {
     pub name: &'static str,
     /// What it means that it is not read: an error where it could change a verdict.
     pub severity: Severity,
+    /// What to write in its place, if a kind that is read can say the same.
+    pub instead: Option<&'static str>,
 }
 
 impl NotEnforced {
     const fn policy(group: &'static str, kind: &'static str, name: &'static str) -> Self {
-        Self { group, kind, name, severity: Severity::Error }
+        Self { group, kind, name, severity: Severity::Error, instead: None }
+    }
+
+    const fn written_as(self, instead: &'static str) -> Self {
+        Self { instead: Some(instead), ..self }
     }
 }
 
 static NOT_ENFORCED: [NotEnforced; 9] = [
-    NotEnforced::policy("policy.networking.k8s.io", "AdminNetworkPolicy", "AdminNetworkPolicy"),
-    NotEnforced::policy("policy.networking.k8s.io", "BaselineAdminNetworkPolicy", "BaselineAdminNetworkPolicy"),
-    NotEnforced::policy("networking.k8s.aws", "ClusterNetworkPolicy", "AWS ClusterNetworkPolicy"),
+    NotEnforced::policy("policy.networking.k8s.io", "AdminNetworkPolicy", "AdminNetworkPolicy")
+        .written_as("a ClusterNetworkPolicy with `tier: Admin`"),
+    NotEnforced::policy("policy.networking.k8s.io", "BaselineAdminNetworkPolicy", "BaselineAdminNetworkPolicy")
+        .written_as("a ClusterNetworkPolicy with `tier: Baseline`"),
+    NotEnforced::policy("networking.k8s.aws", "ClusterNetworkPolicy", "AWS ClusterNetworkPolicy")
+        .written_as("a ClusterNetworkPolicy of policy.networking.k8s.io/v1beta1"),
     NotEnforced::policy("cilium.io", "CiliumNetworkPolicy", "CiliumNetworkPolicy"),
     NotEnforced::policy("cilium.io", "CiliumClusterwideNetworkPolicy", "CiliumClusterwideNetworkPolicy"),
     NotEnforced::policy("projectcalico.org", "NetworkPolicy", "Calico NetworkPolicy"),
