@@ -97,7 +97,7 @@ impl Agent {
     pub fn start(config: Config) -> anyhow::Result<Self> {
         anyhow::ensure!(
             config.manifests.is_dir(),
-            "--manifests {}: no such directory; expected the one that holds the YAML files to enforce",
+            "--manifests {}: no such directory (a file does not do); expected the one that holds the YAML files to enforce",
             config.manifests.display()
         );
         let directory = DirectoryWatch::start(&config.manifests)?;

@@ -13,7 +13,8 @@ use crate::observe::Format;
 #[command(after_help = "Example:\n  \
     npolicy agent --manifests /etc/npolicy --drop-format text\n\n\
     Verdicts stay in force when the agent ends, however it ends: its programs and tables are pinned under --pin-dir. \
-    The next agent takes them over without a gap. `npolicy agent --remove` takes them away.")]
+    The next agent takes them over without a gap. `npolicy agent --remove` takes them away.\n\n\
+    Exit code: 0 ended by a signal, or removed; 2 it cannot start, or cannot go on. NPOLICY_LOG=debug says more on stderr.")]
 pub struct Args {
     /// Directory of YAML or JSON manifests, read again when they change: Pods (with status.podIPs), Namespaces, Nodes,
     /// Services, EndpointSlices, NetworkPolicies and ClusterNetworkPolicies
@@ -87,7 +88,8 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
     }
     anyhow::ensure!(
         may_load_programs(),
-        "the agent loads BPF programs, which takes root, or CAP_BPF and CAP_NET_ADMIN: sudo npolicy agent ..."
+        "the agent loads BPF programs and listens to the pods' interfaces, which takes root, or CAP_BPF, CAP_PERFMON, \
+         CAP_NET_ADMIN and CAP_NET_BROADCAST: sudo npolicy agent ..."
     );
     if remove {
         if !pin_dir.exists() {
@@ -117,9 +119,12 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
 /// Whether the process has the two capabilities, or is root of old.
 fn may_load_programs() -> bool {
     use rustix::thread::{CapabilitySet, capabilities};
-    let needed = CapabilitySet::BPF | CapabilitySet::NET_ADMIN;
+    // The verifier lets programs compare pointers for CAP_PERFMON alone; NETLINK_LISTEN_ALL_NSID asks for CAP_NET_BROADCAST.
+    let net = CapabilitySet::NET_ADMIN | CapabilitySet::NET_BROADCAST;
+    let bpf = CapabilitySet::BPF | CapabilitySet::PERFMON;
     capabilities(None).is_ok_and(|sets| {
-        sets.effective.contains(needed) || sets.effective.contains(CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN)
+        sets.effective.contains(net)
+            && (sets.effective.contains(bpf) || sets.effective.contains(CapabilitySet::SYS_ADMIN))
     })
 }
 
