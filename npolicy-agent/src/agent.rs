@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::compile::{Changes, Compiler, Scope};
 use crate::datapath::{Datapath, DatapathConfig, Degraded, Enrolled, PublishReport};
-use crate::model::{ClusterState, Event, Owner, PodKey, Severity};
+use crate::model::{ClusterState, Event, Owner, PodKey, Severity, Tier};
 use crate::observe::{DropLine, DropLog, Endpoints, Format, History, Ready, Repeats, write_ready};
 use crate::watch::directory::DirectoryWatch;
 use crate::watch::links::{HostLink, LinkWatch, Links};
@@ -373,7 +373,7 @@ impl Agent {
         info!("no verdict differs: nothing to publish");
     }
 
-    /// Remembers what is in force from now on, and says of each pod that changed who isolates it.
+    /// Remembers what is in force from now on, and says of each pod that changed which policies select it.
     fn record(&mut self, owners: &[(u32, PodKey)], report: &PublishReport) {
         let endpoints: Endpoints = owners
             .iter()
@@ -387,7 +387,17 @@ impl Agent {
                 policies.map(|policy| policy.key.to_string()).collect::<Vec<_>>().join(" ")
             };
             let (ingress, egress) = (isolating(Direction::Ingress), isolating(Direction::Egress));
-            info!(pod = %key, generation, isolated_for_ingress = ingress, isolated_for_egress = egress, "in force");
+            let of_tiers =
+                [Tier::Admin, Tier::Baseline].into_iter().flat_map(|tier| self.state.cluster_policies_of(pod, tier));
+            let cluster_policies = of_tiers.map(|policy| policy.name.to_string()).collect::<Vec<_>>().join(" ");
+            info!(
+                pod = %key,
+                generation,
+                isolated_for_ingress = ingress,
+                isolated_for_egress = egress,
+                cluster_policies,
+                "in force"
+            );
         }
         self.history.record(endpoints);
     }

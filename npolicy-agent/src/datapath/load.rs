@@ -80,7 +80,9 @@ fn refused(program: &'static str, error: ProgramError) -> DatapathError {
     tracing::debug!(program, %log, "verifier log");
     if log.trim().is_empty() {
         let hint = match io_error.raw_os_error() {
-            Some(libc::EPERM) => " (needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and a seccomp profile that allows bpf)",
+            Some(libc::EPERM) => {
+                " (needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and a seccomp profile that allows bpf)"
+            }
             _ => "",
         };
         return DatapathError::Kernel { doing: format!("load `{program}`{hint}"), source: io_error };

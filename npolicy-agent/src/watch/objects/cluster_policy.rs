@@ -11,7 +11,7 @@ use npolicy_common::Direction;
 
 use super::cursor::{At, Harm, Report};
 use super::metadata::{Scope, read_metadata};
-use super::net::parse_cidr;
+use super::net::{note_host_bits, parse_cidr};
 use super::selector::read_custom_selector;
 use super::tree::Value;
 use crate::model::{
@@ -320,7 +320,9 @@ fn read_network(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> Result<IpNe
         Some(text) => parse_cidr(text),
         None => Err(format!("must be a block like \"10.0.0.0/8\", not {}", at.value())),
     };
-    parsed.map_err(|problem| report.broken(at, harm, problem))
+    let block = parsed.map_err(|problem| report.broken(at, harm, problem))?;
+    note_host_bits(at, &block, report);
+    Ok(block)
 }
 
 fn read_entry(at: &At<'_>, harm: Harm, report: &mut Report<'_>) -> Result<PortEntry, Arc<str>> {

@@ -4,6 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::cursor::{At, Report};
+use crate::model::Severity;
+
 /// Reads a block. Host bits are masked; leading zeros are decimal; an IPv4-mapped block of /96 and longer is IPv4.
 ///
 /// Older API servers stored such spellings (`ValidateIPBlock` before v1.34), so they are honoured.
@@ -36,6 +39,14 @@ pub(super) fn parse_cidr(text: &str) -> Result<IpNet, String> {
         },
     };
     Ok(block.trunc())
+}
+
+/// Notes a block whose address has host bits: it is larger than whoever meant one address may think.
+pub(super) fn note_host_bits(at: &At<'_>, block: &IpNet, report: &mut Report<'_>) {
+    let written = at.text().and_then(|text| text.split_once('/'));
+    if let Some((address, _)) = written.filter(|(address, _)| parse_ip(address).is_some_and(|ip| ip != block.addr())) {
+        report.say(Severity::Note, at, format!("{address} is one address of the block {block}, all of which is meant"));
+    }
 }
 
 /// Reads an address. Leading zeros are decimal; an IPv4-mapped address is IPv4.

@@ -7,7 +7,7 @@ use npolicy_common::Direction;
 
 use super::cursor::{At, Harm, Report, nearest};
 use super::metadata::{Scope, read_metadata};
-use super::net::parse_cidr;
+use super::net::{note_host_bits, parse_cidr};
 use super::selector::read_selector;
 use super::tree::Value;
 use crate::model::{
@@ -227,7 +227,9 @@ fn read_cidr(at: &At<'_>, report: &mut Report<'_>) -> Result<ipnet::IpNet, Arc<s
         Some(text) => parse_cidr(text),
         None => Err(format!("must be a block like \"10.0.0.0/8\", not {}", at.value())),
     };
-    parsed.map_err(|problem| report.broken(at, PEER, problem))
+    let block = parsed.map_err(|problem| report.broken(at, PEER, problem))?;
+    note_host_bits(at, &block, report);
+    Ok(block)
 }
 
 fn read_port(at: &At<'_>, report: &mut Report<'_>) -> Result<PortEntry, Arc<str>> {

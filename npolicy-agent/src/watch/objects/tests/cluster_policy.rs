@@ -444,7 +444,7 @@ fn every_mistake_in_a_rule_is_named_once() {
 fn networks_are_read_as_ever_and_in_order() {
     for (written, read) in [
         ("[10.0.0.0/8]", &["10.0.0.0/8"][..]),
-        ("[10.1.2.3/8, 010.0.0.0/8, '::ffff:10.0.0.0/104']", &["10.0.0.0/8"]),
+        ("[10.0.0.0/8, 010.0.0.0/8, '::ffff:10.0.0.0/104']", &["10.0.0.0/8"]),
         ("['fd00::/8', 192.168.0.0/16, 10.0.0.0/8]", &["10.0.0.0/8", "192.168.0.0/16", "fd00::/8"]),
         ("[0.0.0.0/0, '::/0', 10.0.0.1/32]", &["0.0.0.0/0", "10.0.0.1/32", "::/0"]),
     ] {
@@ -452,6 +452,15 @@ fn networks_are_read_as_ever_and_in_order() {
         let [ClusterPeer::Networks(networks)] = &peers[..] else { panic!("{peers:?}") };
         assert_eq!(networks.iter().map(ToString::to_string).collect::<Vec<_>>(), read, "{written}");
     }
+}
+
+#[test]
+fn a_network_written_as_one_of_its_addresses_is_noted() {
+    let (read, findings) = rule(Direction::Egress, "{action: Deny, to: [{networks: [10.1.2.3/8, 10.1.2.3/32]}]}");
+    let ClusterMatch::Of { peers, .. } = read.matches else { panic!("it can be read") };
+    assert_eq!(peers, [ClusterPeer::Networks(vec!["10.0.0.0/8".parse().unwrap(), "10.1.2.3/32".parse().unwrap()])]);
+    let [note] = &findings[..] else { panic!("{findings:?}") };
+    assert!(note.ends_with("10.1.2.3 is one address of the block 10.0.0.0/8, all of which is meant"), "{note}");
 }
 
 #[test]
