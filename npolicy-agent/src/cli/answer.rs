@@ -9,6 +9,7 @@ use super::question::{protocol_parts, verdict_text};
 use crate::compile::{
     Answer, BackendAnswer, Decision, Explanation, Judgement, Matched, Protocol, Question, Seen, ServiceAnswer, TierRule,
 };
+use crate::model::Tier;
 
 /// Says in one line why the answer is what it is: what the end says that denies, else what each end says.
 pub(super) fn reason(answer: &Answer) -> String {
@@ -139,7 +140,10 @@ pub(super) fn decision_text(judgement: &Judgement) -> String {
         }
         Decision::Itself => "no NetworkPolicy keeps a pod from itself".to_owned(),
         Decision::Accepted(accepted) => format!("accepted by {accepted}"),
-        Decision::TierAccepted(rule) => format!("accepted by {rule}"),
+        Decision::TierAccepted(rule) => match rule.tier {
+            Tier::Admin => format!("accepted by {rule}; no NetworkPolicy can deny it"),
+            Tier::Baseline => format!("accepted by {rule}; no NetworkPolicy isolates it"),
+        },
         Decision::Denied(miss) => format!("no rule accepts it; nearest is {miss}"),
         Decision::TierDenied(rule) => format!("denied by {rule}; {}", rule.advice()),
     };

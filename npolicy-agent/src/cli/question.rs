@@ -105,7 +105,12 @@ pub(super) fn parse_question(line: &[u8]) -> Result<Question, String> {
         #[serde(borrow)]
         family: Option<std::borrow::Cow<'a, str>>,
     }
-    let line: Line<'_> = serde_json::from_slice(line).map_err(|error| format!("not a question: {error}"))?;
+    let refused = |error: serde_json::Error| {
+        // Every question is a line of its own, so the parser's line is always the first.
+        let problem = error.to_string().replace(" at line 1 column ", " at column ");
+        format!("{}: {problem}", if error.is_data() { "not a question" } else { "not JSON" })
+    };
+    let line: Line<'_> = serde_json::from_slice(line).map_err(refused)?;
     let read = || -> Result<Question, QuestionError> {
         let port = match &line.port {
             None => None,

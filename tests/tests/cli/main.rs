@@ -254,7 +254,7 @@ fn what_cannot_be_asked_is_an_error_in_its_line() {
             {"error":"TCP needs a `port` from 1 to 65535"}
             {"error":"ICMP has no ports, leave out `port`"}
             {"error":"unknown protocol \"GRE\", expected TCP, UDP, SCTP or ICMP"}
-            {"error":"not a question: unknown field `prot`, expected one of `from`, `to`, `protocol`, `port`, `family` at line 1 column 69"}
+            {"error":"not a question: unknown field `prot`, expected one of `from`, `to`, `protocol`, `port`, `family` at column 69"}
             {"error":"unknown family \"v6\", expected IPv4 or IPv6"}
             {"error":"there is no Service shop/db"}
             {"error":"there is no pod shop/nobody"}
@@ -262,7 +262,7 @@ fn what_cannot_be_asked_is_an_error_in_its_line() {
             {"error":"\"web\" is no end, expected NAMESPACE/POD, node:NAME, ip:ADDRESS or, as a destination, svc:NAMESPACE/NAME"}
             {"error":"\"10.0.0\" is not an IP address"}
             {"error":"ip:fd00::1 and ip:10.0.0.1 have no address family in common"}
-            {"error":"not a question: expected value at line 1 column 1"}
+            {"error":"not JSON: expected value at column 1"}
             {"verdict":"Deny","reason":"ingress of shop/db: no rule accepts it; nearest is shop/db ingress[0].from[0]: dev/web is in namespace dev, a podSelector alone means shop, and ingress[0].ports: a rule with ports accepts TCP, UDP and SCTP alone"}
             exit 0
         "#]],

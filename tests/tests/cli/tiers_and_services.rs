@@ -288,11 +288,11 @@ fn a_rule_of_a_tier_is_told_with_its_policy_and_what_could_be_done() {
         "9090/tcp",
         &[],
         expect![[r#"
-        Accept  dev/web -> shop/db  9090/TCP over IPv4
-          egress of dev/web accepts: no rule of a ClusterNetworkPolicy matches, and no NetworkPolicy isolates it
-          ingress of shop/db accepts: accepted by Admin policy fence, priority 10, ingress[0].from[0] ("monitoring")
-        exit 0
-    "#]],
+            Accept  dev/web -> shop/db  9090/TCP over IPv4
+              egress of dev/web accepts: no rule of a ClusterNetworkPolicy matches, and no NetworkPolicy isolates it
+              ingress of shop/db accepts: accepted by Admin policy fence, priority 10, ingress[0].from[0] ("monitoring"); no NetworkPolicy can deny it
+            exit 0
+        "#]],
     );
     can(
         TIERS,
