@@ -85,6 +85,8 @@ pub struct Agent {
     unmatched: Vec<String>,
     /// Whether nothing may be published: verdicts of an earlier agent are in force, and the manifests were never read whole.
     is_waiting: bool,
+    /// Whether the manifests' directory was gone when it was last looked for: that is said once.
+    is_directory_gone: bool,
     /// When to publish again although nothing has changed: because something did not work.
     retry_at: Option<tokio::time::Instant>,
 }
@@ -137,6 +139,7 @@ impl Agent {
             ready: Ready::default(),
             unmatched: Vec::new(),
             is_waiting,
+            is_directory_gone: false,
             retry_at: None,
         })
     }
@@ -494,6 +497,7 @@ impl Agent {
 
     /// Looks whether the programs are where they belong.
     fn verify(&mut self) {
+        let was_gone = std::mem::replace(&mut self.is_directory_gone, false);
         if self.directory.is_stale() {
             match DirectoryWatch::start(&self.config.manifests) {
                 Ok(directory) => {
@@ -501,7 +505,15 @@ impl Agent {
                     self.directory = directory;
                     self.read_manifests();
                 }
-                Err(error) => warn!(error = chain(&error), "the manifests' directory is gone; the last reading stays"),
+                Err(error) => {
+                    self.is_directory_gone = true;
+                    if !was_gone {
+                        warn!(
+                            error = chain(&error),
+                            "the manifests' directory is gone; the last reading stays in force"
+                        );
+                    }
+                }
             }
         }
         for fault in self.datapath.verify() {
