@@ -165,6 +165,7 @@ impl Agent {
                     self.publish();
                 }
                 () = tokio::time::sleep_until(retry_at), if self.retry_at.is_some() => {
+                    self.retry_at = None;
                     self.follow_links();
                     self.publish();
                 }
@@ -300,7 +301,6 @@ impl Agent {
 
     /// Makes the kernel equal the plan, then does what waits for a grace period.
     fn publish(&mut self) {
-        self.retry_at = None;
         if self.is_waiting {
             return;
         }
@@ -335,7 +335,7 @@ impl Agent {
         if report.is_complete() {
             self.unpublished = Some(Changes::default());
         } else {
-            self.retry_at = Some(tokio::time::Instant::now() + RETRY_FULL_AFTER);
+            self.retry_after(RETRY_FULL_AFTER);
         }
         self.record(&owners, &report);
         info!(
@@ -527,7 +527,13 @@ impl Agent {
     /// Says what did not work, and publishes again in a moment. The last complete state stays in force.
     fn try_again(&mut self, error: &dyn std::error::Error, what: &str) {
         warn!(error = chain(error), "cannot {what}; trying again");
-        self.retry_at = Some(tokio::time::Instant::now() + RETRY_AFTER);
+        self.retry_after(RETRY_AFTER);
+    }
+
+    /// A retry that is due sooner stays: what it is for may be an interface without its programs.
+    fn retry_after(&mut self, wait: Duration) {
+        let at = tokio::time::Instant::now() + wait;
+        self.retry_at = Some(self.retry_at.map_or(at, |sooner| sooner.min(at)));
     }
 }
 
