@@ -305,10 +305,9 @@ impl Agent {
             return;
         }
         let links = self.links.current();
-        if self.compiler.set_own_addresses(&self.state, &links.own_addresses)
-            && let Some(unpublished) = &mut self.unpublished
-        {
-            unpublished.node_addresses = true;
+        let changes = self.compiler.set_own_addresses(&self.state, &links.own_addresses);
+        if let Some(unpublished) = &mut self.unpublished {
+            unpublished.merge(changes);
         }
         let interfaces = self.datapath.interfaces();
         let owner = |ifindex: &u32| Some((*ifindex, self.owner_of(links.host.get(ifindex)?)?));
@@ -479,7 +478,8 @@ impl Agent {
         let local = line.local_mut();
         local.pod = Some((pod.key.namespace.to_string(), pod.key.name.to_string()));
         local.labels = pod.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        denial::explain_denial(state, pod, event, address, line);
+        let is_own = self.compiler.plan().node_addresses.contains(&address);
+        denial::explain_denial(state, pod, event, (address, is_own), line);
     }
 
     /// Looks whether the programs are where they belong.
