@@ -14,6 +14,7 @@ use npolicy_agent::rig::{
     AgentOptions, AgentProcess, BpfFs, Layout, Listeners, Node, NodeSettings, Outcome, Pod, PodSettings, Probe,
     Protocol, SctpMeans, Service, probe_all,
 };
+use npolicy_common::LAYOUT_VERSION;
 use npolicy_tests::{npolicy_binary, require_root};
 use tempfile::TempDir;
 
@@ -88,6 +89,17 @@ impl Cluster {
     /// What the running agent has published, if anything.
     pub(crate) fn published(&self) -> Option<Ready> {
         self.agent.as_ref().expect("a running agent").published().expect("a ready file")
+    }
+
+    /// Adds a pod to the node and to the manifests.
+    pub(crate) fn add_pod(&mut self, namespace: &str, name: &str) {
+        self.node.add_pod(PodSettings::new(namespace, name)).expect("a pod");
+        self.write("cluster.yaml", &self.objects());
+    }
+
+    /// Where the agent pins its links, as seen from here.
+    pub(crate) fn link_pins(&self) -> PathBuf {
+        self.pins.pin_dir_from_outside().join(format!("v{LAYOUT_VERSION}")).join("links")
     }
 
     /// Puts a manifest in its place, whole.
