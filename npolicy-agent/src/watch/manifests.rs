@@ -335,7 +335,7 @@ fn documents(text: &str) -> Vec<(u32, &str)> {
         .into_iter()
         .zip(ends)
         .map(|((line, start), end)| (line, &text[start..end]))
-        .filter(|(_, document)| document.lines().any(has_content))
+        .filter(|(_, document)| document.split(['\n', '\r']).any(has_content))
         .collect()
 }
 

@@ -339,3 +339,10 @@ fn no_text_makes_reading_panic() {
         let _kept = manifests.or_last_good(&Manifests::from_text("t.yaml", &whole)).state();
     }
 }
+
+#[test]
+fn a_carriage_return_alone_ends_a_line_too() {
+    let text = format!("# a comment\r{}", "kind: Namespace\nmetadata: {name: a}\n".replace('\n', "\r"));
+    assert_eq!(Manifests::from_text("t.yaml", &text).objects().count(), 1);
+    assert_eq!(Manifests::from_text("t.yaml", "# a comment\r\r# another\r").diagnostics(), []);
+}
