@@ -107,8 +107,10 @@ impl Agent {
         let drops = DropLog::open(&config.drop_log, config.drop_format)?;
         let flow_buckets = config.flows.div_ceil(FLOW_WAYS as u32).next_power_of_two();
         let datapath = Datapath::open(&DatapathConfig { pin_dir: config.pin_dir.clone(), flow_buckets })?;
-        // What the last agent had read is gone with it. Publishing less than what is in force would loosen it.
-        let is_waiting = datapath.is_adopted() && !manifests.is_certain();
+        // What the last agent had read is gone with it. Publishing less than what is in force would loosen it; but one that
+        // stopped before it had published anything left every pod open, and nothing to wait for.
+        let has_verdicts = datapath.is_adopted() && !datapath.accepts_unidentified();
+        let is_waiting = has_verdicts && !manifests.is_certain();
         if is_waiting {
             error!(
                 "the manifests have errors: the verdicts in force stay as they are until every document can be read"

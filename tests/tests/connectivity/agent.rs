@@ -218,6 +218,16 @@ fn an_agent_that_takes_over_beside_a_broken_manifest_loosens_nothing() {
 }
 
 #[test]
+fn an_agent_after_one_that_never_published_waits_for_nothing() {
+    let Some(mut cluster) = Cluster::start(Layout::Routed) else { return };
+    cluster.kill_agent();
+    cluster.forget_verdicts();
+    cluster.write("broken.yaml", "kind: NetworkPolicy\nspec: [");
+    cluster.start_agent();
+    cluster.check_table(seed_verdict);
+}
+
+#[test]
 fn an_interface_that_could_not_be_attached_is_tried_again() {
     let Some(mut cluster) = Cluster::start(Layout::Routed) else { return };
     let last = cluster.node.pods().map(|pod| pod.host_ifindex).max().expect("pods");

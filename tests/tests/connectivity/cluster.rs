@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use npolicy_agent::datapath::{self, Datapath, DatapathConfig};
 use npolicy_agent::observe::{Format, Ready};
 use npolicy_agent::rig::{
     AgentOptions, AgentProcess, BpfFs, Layout, Listeners, Node, NodeSettings, Outcome, Pod, PodSettings, Probe,
@@ -89,6 +90,17 @@ impl Cluster {
     /// What the running agent has published, if anything.
     pub(crate) fn published(&self) -> Option<Ready> {
         self.agent.as_ref().expect("a running agent").published().expect("a ready file")
+    }
+
+    /// Leaves what an agent leaves that stops before its first publish.
+    pub(crate) fn forget_verdicts(&self) {
+        let pin_dir = self.pins.pin_dir_from_outside();
+        let config = DatapathConfig::new(pin_dir.clone());
+        let renewed = self.node.namespace().run(|| {
+            datapath::remove_all(&pin_dir)?;
+            Datapath::open(&config).map(drop)
+        });
+        renewed.expect("the node's namespace").expect("a datapath without verdicts");
     }
 
     /// Adds a pod to the node and to the manifests.
