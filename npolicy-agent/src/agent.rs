@@ -109,8 +109,10 @@ impl Agent {
         let drops = DropLog::open(&config.drop_log, config.drop_format)?;
         let flow_buckets = config.flows.div_ceil(FLOW_WAYS as u32).next_power_of_two();
         let datapath = Datapath::open(&DatapathConfig { pin_dir: config.pin_dir.clone(), flow_buckets })?;
-        // What the last agent had read is gone with it. Publishing less than what is in force would loosen it.
-        let is_waiting = datapath.is_adopted() && !manifests.is_certain();
+        // What the last agent had read is gone with it. Publishing less than what is in force would loosen it; but one that
+        // stopped before it had published anything left every pod open, and nothing to wait for.
+        let has_verdicts = datapath.is_adopted() && !datapath.accepts_unidentified();
+        let is_waiting = has_verdicts && !manifests.is_certain();
         if is_waiting {
             error!(
                 "the manifests have errors: the verdicts in force stay as they are until every document can be read"
@@ -168,6 +170,7 @@ impl Agent {
                     self.publish();
                 }
                 () = tokio::time::sleep_until(retry_at), if self.retry_at.is_some() => {
+                    self.retry_at = None;
                     self.follow_links();
                     self.publish();
                 }
@@ -303,15 +306,13 @@ impl Agent {
 
     /// Makes the kernel equal the plan, then does what waits for a grace period.
     fn publish(&mut self) {
-        self.retry_at = None;
         if self.is_waiting {
             return;
         }
         let links = self.links.current();
-        if self.compiler.set_own_addresses(&self.state, &links.own_addresses)
-            && let Some(unpublished) = &mut self.unpublished
-        {
-            unpublished.node_addresses = true;
+        let changes = self.compiler.set_own_addresses(&self.state, &links.own_addresses);
+        if let Some(unpublished) = &mut self.unpublished {
+            unpublished.merge(changes);
         }
         let interfaces = self.datapath.interfaces();
         let owner = |ifindex: &u32| Some((*ifindex, self.owner_of(links.host.get(ifindex)?)?));
@@ -338,7 +339,7 @@ impl Agent {
         if report.is_complete() {
             self.unpublished = Some(Changes::default());
         } else {
-            self.retry_at = Some(tokio::time::Instant::now() + RETRY_FULL_AFTER);
+            self.retry_after(RETRY_FULL_AFTER);
         }
         self.record(&owners, &report);
         info!(
@@ -492,7 +493,8 @@ impl Agent {
         let local = line.local_mut();
         local.pod = Some((pod.key.namespace.to_string(), pod.key.name.to_string()));
         local.labels = pod.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        denial::explain_denial(state, pod, event, address, line);
+        let is_own = self.compiler.plan().node_addresses.contains(&address);
+        denial::explain_denial(state, pod, event, (address, is_own), line);
     }
 
     /// Looks whether the programs are where they belong.
@@ -549,7 +551,13 @@ impl Agent {
     /// Says what did not work, and publishes again in a moment. The last complete state stays in force.
     fn try_again(&mut self, error: &dyn std::error::Error, what: &str) {
         warn!(error = chain(error), "cannot {what}; trying again");
-        self.retry_at = Some(tokio::time::Instant::now() + RETRY_AFTER);
+        self.retry_after(RETRY_AFTER);
+    }
+
+    /// A retry that is due sooner stays: what it is for may be an interface without its programs.
+    fn retry_after(&mut self, wait: Duration) {
+        let at = tokio::time::Instant::now() + wait;
+        self.retry_at = Some(self.retry_at.map_or(at, |sooner| sooner.min(at)));
     }
 }
 

@@ -9,8 +9,14 @@ use crate::model::{ClusterState, Frontend, Owner, Pod};
 use crate::observe::{DropLine, PolicyRef, RuleRef, ServiceRef};
 
 /// Adds the tier, the policies and the rule that denied, and the Service where one was asked for. `pod` is the judged pod,
-/// `address` the other end.
-pub(super) fn explain_denial(state: &ClusterState, pod: &Pod, event: &FlowEvent, address: IpAddr, line: &mut DropLine) {
+/// `address` the other end, with whether it is this node's own.
+pub(super) fn explain_denial(
+    state: &ClusterState,
+    pod: &Pod,
+    event: &FlowEvent,
+    (address, is_own): (IpAddr, bool),
+    line: &mut DropLine,
+) {
     if !matches!(line.reason, Reason::Policy | Reason::Service) {
         return;
     }
@@ -23,7 +29,7 @@ pub(super) fn explain_denial(state: &ClusterState, pod: &Pod, event: &FlowEvent,
     let protocol = line.protocol.map_or(FlowProtocol::Other, FlowProtocol::of);
     // Only what leaves a pod goes to a Service; at a backend it has arrived at an end.
     let service = match direction {
-        Direction::Egress => frontend_at(state, address, protocol, port),
+        Direction::Egress => frontend_at(state, (address, is_own), protocol, port),
         Direction::Ingress => None,
     };
     if let Some(frontend) = service {
@@ -49,9 +55,15 @@ pub(super) fn explain_denial(state: &ClusterState, pod: &Pod, event: &FlowEvent,
     tell(line, &explain(state, pod, direction, &Remote { is_self, ..remote }, protocol, port));
 }
 
-fn frontend_at(state: &ClusterState, address: IpAddr, protocol: FlowProtocol, port: u16) -> Option<Frontend<'_>> {
+fn frontend_at(
+    state: &ClusterState,
+    (address, is_own): (IpAddr, bool),
+    protocol: FlowProtocol,
+    port: u16,
+) -> Option<Frontend<'_>> {
     let is_asked = |at: &Frontend<'_>| (at.protocol.flow(), at.port) == (protocol, port);
-    state.frontends(address).into_iter().find(is_asked)
+    let is_nodes = is_own || !state.nodes_at(address).is_empty();
+    state.frontends_at(address, is_nodes).into_iter().find(is_asked)
 }
 
 fn tell(line: &mut DropLine, explanation: &Explanation) {
@@ -157,7 +169,7 @@ spec: {tier: Baseline, priority: 7, subject: {namespaces: {}}, ingress: [{name: 
             reserved: 0,
         };
         let mut line = DropLine::from_event(&event, jiff::Timestamp::UNIX_EPOCH, "n1", 0);
-        explain_denial(&cluster, pod, &event, IpAddr::from(remote), &mut line);
+        explain_denial(&cluster, pod, &event, (IpAddr::from(remote), false), &mut line);
         line.to_string().split_once(" TCP").unwrap().1.to_owned()
     }
 

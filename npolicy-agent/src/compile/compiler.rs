@@ -144,13 +144,22 @@ impl Compiler {
         self.run(state, work)
     }
 
-    /// Says which addresses this node has beside those that the cluster says it has; returns whether the plan differs.
-    pub fn set_own_addresses(&mut self, state: &ClusterState, addresses: &BTreeSet<IpAddr>) -> bool {
-        if self.own_addresses == *addresses {
-            return false;
+    /// Says which addresses this node has beside those that the cluster says it has; returns how the plan differs from
+    /// before. Node ports are open on them too.
+    pub fn set_own_addresses(&mut self, state: &ClusterState, addresses: &BTreeSet<IpAddr>) -> Changes {
+        let before = std::mem::replace(&mut self.own_addresses, addresses.clone());
+        let mut work = Work::default();
+        for &address in before.symmetric_difference(addresses) {
+            work.facts.insert(address);
+            if is_services(state, address) {
+                work.services.insert(Virtual::Address(address));
+            }
         }
-        self.own_addresses.clone_from(addresses);
-        self.refresh_node_addresses(state)
+        if work.facts.is_empty() {
+            return Changes::default();
+        }
+        work.services.extend(Virtual::NODE_PORTS);
+        self.run(state, work)
     }
 
     fn run(&mut self, state: &ClusterState, mut work: Work) -> Changes {
@@ -172,11 +181,20 @@ impl Compiler {
                 work.services.insert(which);
             }
             // A node's address that a Service has, or had: on what addresses node ports are alone may be different.
-            if !state.nodes_at(address).is_empty() && state.has_node_ports() {
+            let is_nodes = !state.nodes_at(address).is_empty() || self.own_addresses.contains(&address);
+            if is_nodes && state.has_node_ports() {
                 work.services.extend(Virtual::NODE_PORTS);
             }
         }
         work.facts.extend(&work.addresses);
+        // Where this node's own addresses are a Service's, its ports and node ports stand side by side.
+        if work.services.contains(&Virtual::NODE_PORTS[0]) {
+            let is_shared = |address: &&IpAddr| {
+                is_services(state, **address) && !matches!(state.owner(**address), Owner::Service(_))
+            };
+            let own = self.own_addresses.iter().filter(is_shared);
+            work.services.extend(own.map(|&address| Virtual::Address(address)));
+        }
 
         self.refresh_services(state, &mut work);
         self.set_subjects_apart(state, &mut work);
@@ -340,7 +358,7 @@ impl Compiler {
         let node = self.scope.node().map(|name| &**name);
         let mut moved = FxHashSet::default();
         for &which in &work.services {
-            self.virtuals.refresh(state, node, which, &mut moved);
+            self.virtuals.refresh(state, node, &self.own_addresses, which, &mut moved);
         }
         let by_address = &self.subjects.by_address;
         work.subjects.extend(moved.iter().chain(&work.facts).filter_map(|address| by_address.get(address)).cloned());
@@ -393,7 +411,7 @@ impl Compiler {
                 }
                 Virtual::NodePorts(_) if !differ => {}
                 Virtual::NodePorts(wanted) => {
-                    let addresses = state.nodes().flat_map(|node| &node.addresses).copied();
+                    let addresses = state.nodes().flat_map(|node| &node.addresses).chain(&self.own_addresses).copied();
                     work.facts.extend(addresses.filter(|&address| family(address) == wanted));
                 }
             }
@@ -449,7 +467,7 @@ impl Compiler {
     /// The class of an address of which more is said than by the blocks around it, or less.
     fn class_at(&mut self, state: &ClusterState, address: IpAddr, combined: &mut Combined) -> Option<ClassIndex> {
         let own = self.groups.at(address);
-        let frontends = self.virtuals.at(state, address);
+        let frontends = self.virtuals.at(state, &self.own_addresses, address);
         let of_nodes = self.facts_of_nodes(state, address);
         if frontends.is_some() || !of_nodes.is_empty() {
             let facts = self.facts_at(state, address);

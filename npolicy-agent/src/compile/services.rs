@@ -55,22 +55,23 @@ pub(super) struct Virtuals {
 
 impl Virtuals {
     /// Looks at the Services again. `node` is the node whose clients are meant; `None`: no node's, every backend counts.
-    /// Addresses that are backends now and were not, or the other way round, go into `moved`.
+    /// `own` are addresses that this node has beside those that the cluster says. Addresses that are backends now and were not, or the other way round, go into `moved`.
     ///
     /// An address that a pod has is not a Service's as a cluster address: the pod comes first.
     pub(super) fn refresh(
         &mut self,
         state: &ClusterState,
         node: Option<&str>,
+        own: &BTreeSet<IpAddr>,
         which: Virtual,
         moved: &mut FxHashSet<IpAddr>,
     ) {
         let ports = match which {
-            Virtual::Address(address) => is_services(state, address).then(|| ports(state, node, address)),
+            Virtual::Address(address) => is_services(state, address).then(|| ports(state, node, own, address)),
             Virtual::NodePorts(wanted) if state.has_node_ports() => {
-                let addresses = state.nodes().flat_map(|node| &node.addresses).copied();
+                let addresses = state.nodes().flat_map(|node| &node.addresses).chain(own).copied();
                 let mut plain = addresses.filter(|&at| family(at) == wanted && !is_services(state, at));
-                plain.next().map(|address| ports(state, node, address))
+                plain.next().map(|address| ports(state, node, own, address))
             }
             Virtual::NodePorts(_) => None,
         };
@@ -155,15 +156,20 @@ impl Virtuals {
         differ || was_gone
     }
 
-    /// What rulesets can tell of Services' ports at an address; `None` if it is no virtual address.
-    pub(super) fn at(&self, state: &ClusterState, address: IpAddr) -> Option<&Arc<[ServiceFacts]>> {
+    /// What rulesets can tell of Services' ports at an address; `None` if it is no virtual address. `own` as in
+    /// [`Self::refresh`].
+    pub(super) fn at(
+        &self,
+        state: &ClusterState,
+        own: &BTreeSet<IpAddr>,
+        address: IpAddr,
+    ) -> Option<&Arc<[ServiceFacts]>> {
         if self.entries.is_empty() {
             return None;
         }
-        let own = self.entries.get(&Virtual::Address(address));
-        let entry = own.or_else(|| {
+        let entry = self.entries.get(&Virtual::Address(address)).or_else(|| {
             let node_ports = self.entries.get(&Virtual::NodePorts(family(address)))?;
-            (!node_ports.facts.is_empty() && !state.nodes_at(address).is_empty()).then_some(node_ports)
+            (!node_ports.facts.is_empty() && is_nodes(state, own, address)).then_some(node_ports)
         })?;
         Some(&entry.facts)
     }
@@ -179,16 +185,23 @@ pub(super) fn is_services(state: &ClusterState, address: IpAddr) -> bool {
     state.services_at(address).next().is_some()
 }
 
-fn ports(state: &ClusterState, node: Option<&str>, address: IpAddr) -> Vec<Port> {
+/// Whether node ports are open on an address: every node's, and what this node has beside, but for cluster addresses that
+/// kube-proxy puts on an interface.
+fn is_nodes(state: &ClusterState, own: &BTreeSet<IpAddr>, address: IpAddr) -> bool {
+    !state.nodes_at(address).is_empty()
+        || (own.contains(&address) && !matches!(state.owner(address), Owner::Service(_)))
+}
+
+fn ports(state: &ClusterState, node: Option<&str>, own: &BTreeSet<IpAddr>, address: IpAddr) -> Vec<Port> {
     let is_pods = matches!(state.owner(address), Owner::Pod(_));
-    let frontends = state.frontends(address).into_iter();
+    let frontends = state.frontends_at(address, is_nodes(state, own, address)).into_iter();
     let frontends = frontends.filter(|frontend| !is_pods || frontend.kind != FrontendKind::Cluster);
     let port = |frontend: Frontend<'_>| Port {
         protocol: frontend.protocol,
         number: frontend.port,
         backends: match node {
             Some(_) => frontend.usable(node).cloned().collect(),
-            None => frontend.backends,
+            None => frontend.every_backend().cloned().collect(),
         },
     };
     frontends.map(port).collect()

@@ -209,7 +209,11 @@ impl Attachments {
         let new = self.pins.join(format!("{name}{NEW}"));
         super::pin::remove_tree(&new)?;
         sys::pin(&link.fd, &new)?;
-        fs::rename(&new, self.pins.join(name))
+        fs::rename(&new, self.pins.join(name)).inspect_err(|_| {
+            // The pin alone would keep the link, of which nobody knows then: the program could not be attached again. If
+            // it cannot be removed, the error at hand says more.
+            let _ = super::pin::remove_tree(&new);
+        })
     }
 
     /// Lets go of an interface: pins and links.

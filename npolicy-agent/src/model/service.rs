@@ -128,6 +128,9 @@ pub struct Frontend<'a> {
     pub port: u16,
     /// Backends of the address's family, ready or not, ascending, each once. Traffic policies are not applied yet.
     pub backends: Vec<Backend>,
+    /// Backends of other Services that claim the same port, as two may claim one external address: nobody can say whose a
+    /// proxy takes.
+    pub others: Vec<Backend>,
 }
 
 /// How an address belongs to a Service.
@@ -157,6 +160,12 @@ impl Frontend<'_> {
     /// address has a Local policy. External addresses and node ports lead pods to every node's, whatever the policy.
     pub fn usable(&self, node: Option<&str>) -> impl Iterator<Item = &Backend> {
         let own_only = self.kind == FrontendKind::Cluster && self.service.internal_policy == TrafficPolicy::Local;
-        self.backends.iter().filter(move |backend| !own_only || (node.is_some() && backend.node.as_deref() == node))
+        let is_usable = move |backend: &&Backend| !own_only || (node.is_some() && backend.node.as_deref() == node);
+        self.backends.iter().filter(is_usable).chain(&self.others)
+    }
+
+    /// Every backend, of whatever node.
+    pub fn every_backend(&self) -> impl Iterator<Item = &Backend> {
+        self.backends.iter().chain(&self.others)
     }
 }

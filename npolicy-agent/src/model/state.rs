@@ -292,10 +292,16 @@ impl ClusterState {
         self.cluster_addresses.keys().chain(self.external_addresses.keys()).chain(nodes).copied()
     }
 
-    /// What Services have at an address, as a destination: ascending by protocol and port, each once. Where two Services
+    /// What Services have at an address, as a destination: ascending by protocol and port, each once. Where several Services
     /// claim one port, a cluster address comes before an external one and that before a node port, then the first by
-    /// namespace and name.
+    /// namespace and name; where the others lead counts too.
     pub fn frontends<'a>(&'a self, address: IpAddr) -> Vec<Frontend<'a>> {
+        self.frontends_at(address, self.node_addresses.contains_key(&address))
+    }
+
+    /// The same, where the caller knows whether a node has the address: this node has some that the cluster does not list,
+    /// and its node ports are open on them too.
+    pub fn frontends_at<'a>(&'a self, address: IpAddr, is_nodes: bool) -> Vec<Frontend<'a>> {
         let mut found = Vec::new();
         let mut add = |service: &'a Arc<Service>, kind, ports: &dyn Fn(&ServicePort) -> Option<u16>| {
             for (at, port) in service.ports.iter().filter_map(|at| Some((at, ports(at)?))) {
@@ -308,7 +314,7 @@ impl ClusterState {
         for service in self.external_addresses.get(&address).into_iter().flatten() {
             add(service, FrontendKind::External, &|port| Some(port.port));
         }
-        if self.node_addresses.contains_key(&address) {
+        if is_nodes {
             for key in &self.node_ports {
                 let service = &self.services[key];
                 // A node port is open in the families of the Service alone.
@@ -318,15 +324,20 @@ impl ClusterState {
             }
         }
         found.sort_by(|a, b| (a.0, a.1, a.2, &a.3.key).cmp(&(b.0, b.1, b.2, &b.3.key)));
-        found.dedup_by_key(|&mut (protocol, port, ..)| (protocol, port));
-        let frontend = |(protocol, port, kind, service, at): (_, _, _, &'a Arc<Service>, _)| Frontend {
-            service,
-            kind,
-            protocol,
-            port,
-            backends: self.backends(service, at, address),
-        };
-        found.into_iter().map(frontend).collect()
+        let mut frontends: Vec<Frontend<'a>> = Vec::with_capacity(found.len());
+        for (protocol, port, kind, service, at) in found {
+            let backends = self.backends(service, at, address);
+            match frontends.last_mut().filter(|first| (first.protocol, first.port) == (protocol, port)) {
+                Some(first) => {
+                    let new = backends.into_iter().filter(|backend| !first.backends.contains(backend));
+                    first.others.extend(new);
+                }
+                None => {
+                    frontends.push(Frontend { service, kind, protocol, port, backends, others: Vec::new() });
+                }
+            }
+        }
+        frontends
     }
 
     fn backends(&self, service: &Service, port: &ServicePort, at: IpAddr) -> Vec<Backend> {

@@ -35,7 +35,7 @@ pub struct ManifestError {
 pub struct Manifests {
     objects: BTreeMap<ObjectKey, (Object, Place)>,
     unreadable: BTreeMap<ObjectKey, Place>,
-    /// Services and EndpointSlices among the objects of which a part could not be read.
+    /// Objects but policies of which a part that bears on verdicts could not be read.
     partial: BTreeSet<ObjectKey>,
     /// What the Services among the objects say of the pods behind them.
     backings: BTreeMap<ServiceKey, Backing>,
@@ -187,7 +187,7 @@ impl Manifests {
     }
 
     /// Takes over the last good version of what cannot be read now: of a policy of which nobody can say to whom or when it
-    /// applies, of a Service or EndpointSlice that can be read in part alone, and of everything missing from a file of which
+    /// applies, of another object that can be read in part alone, and of everything missing from a file of which
     /// something could not be read. An editing mistake thus opens nothing.
     #[must_use]
     pub fn or_last_good(mut self, previous: &Self) -> Self {
@@ -368,7 +368,7 @@ fn documents(text: &str) -> Vec<(u32, &str)> {
         .into_iter()
         .zip(ends)
         .map(|((line, start), end)| (line, &text[start..end]))
-        .filter(|(_, document)| document.lines().any(has_content))
+        .filter(|(_, document)| document.split(['\n', '\r']).any(has_content))
         .collect()
 }
 

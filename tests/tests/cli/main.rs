@@ -328,7 +328,7 @@ fn a_broken_document_among_good_ones_makes_answers_uncertain() {
             --- stderr
             ./a.yaml:31: error: unclosed bracket '['; the document is ignored
             ./b.yml:3: error: NetworkPolicy default/who: spec.podSelector.matchLabel: unknown field `matchLabel`, did you mean `matchLabels`?; nobody can say whom it selects, so the policy is ignored
-            ./c.json:2: warning: Pod default/tab: metadata.labels.n: a label's value must be text, not 1 (quote it); the label is left out
+            ./c.json:2: error: Pod default/tab: metadata.labels.n: a label's value must be text, not 1 (quote it); the label is left out
         "#]],
     );
 }

@@ -1,5 +1,6 @@
 //! The agent's promises, by real packets.
 
+use std::fs;
 use std::io::ErrorKind;
 use std::net::UdpSocket;
 use std::thread;
@@ -7,7 +8,9 @@ use std::time::Duration;
 
 use npolicy_agent::rig::{Layout, Outcome, Probe, Protocol, probe_once};
 
-use crate::cluster::{CLOSED, Cluster, OPEN, POLICY, Steady, connect, echo, eventually, retransmissions, seed_verdict};
+use crate::cluster::{
+    CLOSED, Cluster, OPEN, PODS, POLICY, Steady, connect, echo, eventually, retransmissions, seed_verdict,
+};
 
 /// Longer than an echo takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -212,4 +215,30 @@ fn an_agent_that_takes_over_beside_a_broken_manifest_loosens_nothing() {
     cluster.write("policy.yaml", POLICY);
     cluster.wait_until_all_are_identified();
     cluster.check_table(seed_verdict);
+}
+
+#[test]
+fn an_agent_after_one_that_never_published_waits_for_nothing() {
+    let Some(mut cluster) = Cluster::start(Layout::Routed) else { return };
+    cluster.kill_agent();
+    cluster.forget_verdicts();
+    cluster.write("broken.yaml", "kind: NetworkPolicy\nspec: [");
+    cluster.start_agent();
+    cluster.check_table(seed_verdict);
+}
+
+#[test]
+fn an_interface_that_could_not_be_attached_is_tried_again() {
+    let Some(mut cluster) = Cluster::start(Layout::Routed) else { return };
+    let last = cluster.node.pods().map(|pod| pod.host_ifindex).max().expect("pods");
+    // No link can be pinned over a directory.
+    let hooks = |ifindex| ["ingress", "egress"].map(|hook| format!("{ifindex}-{hook}"));
+    let obstacles: Vec<_> = (last + 1..last + 10).flat_map(hooks).map(|name| cluster.link_pins().join(name)).collect();
+    obstacles.iter().for_each(|obstacle| fs::create_dir(obstacle).expect("a directory"));
+    cluster.add_pod("prod", "late");
+    thread::sleep(Duration::from_secs(1));
+    let identified = || cluster.published().expect("a publish").identified;
+    assert_eq!(identified(), PODS.len());
+    obstacles.iter().for_each(|obstacle| fs::remove_dir(obstacle).expect("a directory that nobody used"));
+    eventually("programs on the pod's interface", || identified() == PODS.len() + 1);
 }

@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use npolicy_agent::datapath::{self, Datapath, DatapathConfig};
 use npolicy_agent::observe::{Format, Ready};
 use npolicy_agent::rig::{
     AgentOptions, AgentProcess, BpfFs, Layout, Listeners, Node, NodeSettings, Outcome, Pod, PodSettings, Probe,
     Protocol, SctpMeans, Service, probe_all,
 };
+use npolicy_common::LAYOUT_VERSION;
 use npolicy_tests::{npolicy_binary, require_root};
 use tempfile::TempDir;
 
@@ -88,6 +90,28 @@ impl Cluster {
     /// What the running agent has published, if anything.
     pub(crate) fn published(&self) -> Option<Ready> {
         self.agent.as_ref().expect("a running agent").published().expect("a ready file")
+    }
+
+    /// Leaves what an agent leaves that stops before its first publish.
+    pub(crate) fn forget_verdicts(&self) {
+        let pin_dir = self.pins.pin_dir_from_outside();
+        let config = DatapathConfig::new(pin_dir.clone());
+        let renewed = self.node.namespace().run(|| {
+            datapath::remove_all(&pin_dir)?;
+            Datapath::open(&config).map(drop)
+        });
+        renewed.expect("the node's namespace").expect("a datapath without verdicts");
+    }
+
+    /// Adds a pod to the node and to the manifests.
+    pub(crate) fn add_pod(&mut self, namespace: &str, name: &str) {
+        self.node.add_pod(PodSettings::new(namespace, name)).expect("a pod");
+        self.write("cluster.yaml", &self.objects());
+    }
+
+    /// Where the agent pins its links, as seen from here.
+    pub(crate) fn link_pins(&self) -> PathBuf {
+        self.pins.pin_dir_from_outside().join(format!("v{LAYOUT_VERSION}")).join("links")
     }
 
     /// Puts a manifest in its place, whole.

@@ -222,9 +222,11 @@ impl<'a> Judge<'a, '_> {
             (FrontendKind::NodePort, Owner::Outside) if is_local => {
                 let nodes = self.compiled.state.nodes_at(address);
                 let is_there = |backend: &&Backend| nodes.iter().any(|node| Some(&node.name) == backend.node.as_ref());
-                frontend.backends.iter().filter(is_there).cloned().collect()
+                frontend.every_backend().filter(is_there).cloned().collect()
             }
-            (_, Owner::Pod(_) | Owner::Service(_) | Owner::Node(_) | Owner::Outside) => frontend.backends.clone(),
+            (_, Owner::Pod(_) | Owner::Service(_) | Owner::Node(_) | Owner::Outside) => {
+                frontend.every_backend().cloned().collect()
+            }
         }
     }
 

@@ -337,3 +337,99 @@ fn a_cluster_address_is_never_this_nodes_and_a_pods_is_the_pods() {
     assert!(!pods.is_service() && pods.facts.len() == 1, "{pods:?}");
     assert_eq!(reaches(&plan, "10.96.0.2"), [(8080, 8080)]);
 }
+
+#[test]
+fn node_ports_are_open_on_every_address_of_this_node() {
+    let objects = || {
+        vec![
+            pod("client", "n1", "10.0.1.1"),
+            pod("db", "n2", "10.0.2.1"),
+            Object::Service(service("db", &["10.96.0.1"], &["192.0.2.7"], 80, Some(30_080))),
+            slice("db", 8080, &[("10.0.2.1", "n2")]),
+            egress_to(vec![block("10.0.1.254/32"), block("192.0.2.7/32")], Ports::Any),
+        ]
+    };
+    // The pods' gateway, and an address that is a Service's too: neither is in the status of a node. The third is there
+    // because kube-proxy needs it.
+    let own = ["10.0.1.254", "192.0.2.7", "10.96.0.1"].map(address).into();
+    let except = |port: u16| vec![(0, port - 1), (port + 1, 65_535)];
+    let shared = vec![(0, 79), (81, 30_079), (30_081, 65_535)];
+    for is_known_first in [true, false] {
+        let mut compiler = Compiler::new(Scope::Node("n1".into()));
+        let mut known = ClusterState::default();
+        if is_known_first {
+            compiler.start(&known);
+            let changes = compiler.set_own_addresses(&known, &own);
+            assert!(changes.node_addresses && changes.addresses.is_empty());
+            let undo: Vec<Event> =
+                objects().into_iter().filter_map(|object| known.change(Event::Upsert(object))).collect();
+            compiler.apply(&known, &undo);
+        } else {
+            known = state(objects());
+            compiler.start(&known);
+            assert_eq!(reaches(compiler.plan(), "10.0.1.254"), [(0, 65_535)], "nobody said that it is this node's");
+            let changes = compiler.set_own_addresses(&known, &own);
+            assert_eq!(changes.addresses, ["10.0.1.254", "192.0.2.7"].map(address));
+        }
+        assert_eq!(reaches(compiler.plan(), "10.0.1.254"), except(30_080));
+        assert_eq!(reaches(compiler.plan(), "192.0.2.7"), shared);
+        let cluster = compiler.plan().class_of(address("10.96.0.1"));
+        assert_eq!(cluster.frontends.iter().map(|at| at.port).collect::<Vec<_>>(), [80]);
+
+        let closed = Object::Service(service("db", &["10.96.0.1"], &["192.0.2.7"], 80, None));
+        let undo: Vec<Event> = known.change(Event::Upsert(closed)).into_iter().collect();
+        compiler.apply(&known, &undo);
+        assert_eq!(reaches(compiler.plan(), "10.0.1.254"), [(0, 65_535)]);
+        assert_eq!(reaches(compiler.plan(), "192.0.2.7"), except(80));
+        compiler.set_own_addresses(&known, &Default::default());
+        assert!(!compiler.plan().exact.contains_key(&address("10.0.1.254")));
+    }
+}
+
+#[test]
+fn an_address_of_this_node_that_is_no_services_any_more_has_node_ports_again() {
+    let mut known = state(vec![
+        pod("client", "n1", "10.0.1.1"),
+        pod("db", "n2", "10.0.2.1"),
+        Object::Service(service("db", &["10.96.0.1"], &[], 80, Some(30_080))),
+        slice("db", 8080, &[("10.0.2.1", "n2")]),
+        egress_to(vec![block("192.0.2.7/32")], Ports::Any),
+    ]);
+    let claimed = |cluster: &[&str], external: &[&str]| {
+        Event::Upsert(Object::Service(service("other", cluster, external, 443, None)))
+    };
+    let mut compiler = Compiler::new(Scope::Node("n1".into()));
+    compiler.start(&known);
+    compiler.set_own_addresses(&known, &[address("192.0.2.7")].into());
+    let gone = || Event::Delete(claimed(&[], &[]).key());
+    for (event, expected) in [
+        (claimed(&["10.96.0.2"], &["192.0.2.7"]), vec![(0, 442), (444, 30_079), (30_081, 65_535)]),
+        (gone(), vec![(0, 30_079), (30_081, 65_535)]),
+        (claimed(&["192.0.2.7"], &[]), vec![]),
+        (gone(), vec![(0, 30_079), (30_081, 65_535)]),
+    ] {
+        let undo: Vec<Event> = known.change(event).into_iter().collect();
+        compiler.apply(&known, &undo);
+        assert_eq!(reaches(compiler.plan(), "192.0.2.7"), expected);
+    }
+}
+
+#[test]
+fn where_two_services_claim_a_port_the_backends_of_both_count() {
+    let plan = |second: &str| {
+        compile(vec![
+            pod("client", "n1", "10.0.1.1"),
+            pod("db", "n2", "10.0.2.1"),
+            pod("web", "n2", "10.0.2.2"),
+            Object::Service(service("a", &["10.96.0.1"], &["192.0.2.7"], 80, None)),
+            slice("a", 8080, &[("10.0.2.1", "n2")]),
+            Object::Service(service("b", &["10.96.0.2"], &["192.0.2.7", "10.96.0.1"], 80, None)),
+            slice("b", 8080, &[(second, "n2")]),
+            egress(vec![pods("db")]),
+        ])
+    };
+    for shared in ["192.0.2.7", "10.96.0.1"] {
+        assert_eq!(reaches(&plan("10.0.2.1"), shared), [(80, 80)]);
+        assert_eq!(reaches(&plan("10.0.2.2"), shared), [], "{shared}: nobody can say whose backend it is");
+    }
+}

@@ -339,3 +339,64 @@ fn no_text_makes_reading_panic() {
         let _kept = manifests.or_last_good(&Manifests::from_text("t.yaml", &whole)).state();
     }
 }
+
+#[test]
+fn a_carriage_return_alone_ends_a_line_too() {
+    let text = format!("# a comment\r{}", "kind: Namespace\nmetadata: {name: a}\n".replace('\n', "\r"));
+    assert_eq!(Manifests::from_text("t.yaml", &text).objects().count(), 1);
+    assert_eq!(Manifests::from_text("t.yaml", "# a comment\r\r# another\r").diagnostics(), []);
+}
+
+#[test]
+fn a_label_that_cannot_be_read_frees_no_pod() {
+    let text = |pod: &str, namespace: &str| {
+        format!(
+            "kind: Pod\nmetadata: {{name: p, labels: {pod}}}\n---\nkind: Namespace\nmetadata: {{name: n, labels: {namespace}}}\n"
+        )
+    };
+    let before = Manifests::from_text("t.yaml", &text("{app: db}", "{env: prod}"));
+    for (pod, namespace) in [("{app: 5}", "{env: prod}"), ("{app: db}", "{env: 1}"), ("[app]", "true")] {
+        let broken = Manifests::from_text("t.yaml", &text(pod, namespace));
+        assert!(!broken.is_certain());
+        let kept = broken.or_last_good(&before);
+        assert_eq!(kept.state(), before.state(), "{pod} {namespace}");
+        let kept = Manifests::from_text("t.yaml", &text("{app: 6}", namespace)).or_last_good(&kept);
+        assert_eq!(kept.state(), before.state());
+    }
+    let misspelt = text("{app: db}", "{env: prod}").replace("p, labels", "p, lables");
+    assert_eq!(Manifests::from_text("t.yaml", &misspelt).or_last_good(&before).state(), before.state());
+    let mended = Manifests::from_text("t.yaml", &text("{app: '5'}", "{env: prod}")).or_last_good(&before);
+    assert_ne!(mended.state(), before.state());
+    let policy = "kind: NetworkPolicy\nmetadata: {name: p, labels: {version: 1}}\nspec: {podSelector: {}}\n";
+    assert!(Manifests::from_text("t.yaml", policy).is_certain(), "nobody selects a policy");
+}
+
+#[test]
+fn a_pod_or_node_that_cannot_be_read_whole_stays_what_it_was() {
+    const GOOD: &str = "kind: Pod
+metadata: {name: p}
+spec: {nodeName: n1, hostNetwork: false, containers: [{name: c, ports: [{name: web, containerPort: 80}]}]}
+status: {phase: Running, podIPs: [{ip: 10.0.0.1}]}
+---
+kind: Node
+metadata: {name: n1}
+status: {addresses: [{address: 192.168.0.1}]}
+";
+    let before = Manifests::from_text("t.yaml", GOOD);
+    assert!(before.is_certain());
+    for (good, bad) in [
+        ("[{ip: 10.0.0.1}]", "10.0.0.1"),
+        ("{ip: 10.0.0.1}", "10.0.0.1"),
+        ("10.0.0.1}", "10.0.0}"),
+        ("nodeName: n1", "nodeName: 1"),
+        ("hostNetwork: false", "hostNetwork: 0"),
+        ("containerPort: 80", "containerPort: '80'"),
+        ("name: web", "name: 80"),
+        ("address: 192.168.0.1", "address: 192"),
+        ("[{address: 192.168.0.1}]", "192.168.0.1"),
+    ] {
+        let broken = Manifests::from_text("t.yaml", &GOOD.replace(good, bad));
+        assert!(!broken.is_certain(), "{bad}");
+        assert_eq!(broken.or_last_good(&before).state(), before.state(), "{bad}");
+    }
+}

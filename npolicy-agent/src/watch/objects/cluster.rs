@@ -39,11 +39,12 @@ pub(super) fn read_node(object: &At<'_>, report: &mut Report<'_>) -> Option<Node
     let metadata = read_metadata(object, "Node", Scope::Cluster, report)?;
     report.unknown_fields(object, TOP, NOT_READ);
     let mut addresses = Vec::new();
-    if let Some(status) = object.get("status").filter(|status| report.expect_map(status, NOT_READ)) {
+    const MISSED: Harm = Harm::whole("its addresses count as nobody's");
+    if let Some(status) = object.get("status").filter(|status| report.expect_map(status, MISSED)) {
         report.unknown_fields(&status, NODE_STATUS, NOT_READ);
         if let Some(items) = status.get("addresses") {
-            for item in report.expect_list(&items, NOT_READ) {
-                if !report.expect_map(&item, NOT_READ) {
+            for item in report.expect_list(&items, MISSED) {
+                if !report.expect_map(&item, MISSED) {
                     continue;
                 }
                 report.unknown_fields(&item, &["type", "address"], NOT_READ);
@@ -52,7 +53,7 @@ pub(super) fn read_node(object: &At<'_>, report: &mut Report<'_>) -> Option<Node
                     // Host and DNS names stand in the same list.
                     Some(text) => addresses.extend(parse_ip(text)),
                     None => {
-                        report.broken(&address, NOT_READ, format!("must be text, not {}", address.value()));
+                        report.broken(&address, MISSED, format!("must be text, not {}", address.value()));
                     }
                 }
             }

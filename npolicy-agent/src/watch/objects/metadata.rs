@@ -73,13 +73,15 @@ pub(super) fn read_metadata(object: &At<'_>, kind: &str, scope: Scope, report: &
             let message = format!("{problem}; the object is taken as {namespace}/{name}");
             report.say(Severity::Error, &at.field(entry), message);
         } else {
-            report.broken(&at.field(entry), Harm::part("it is not read"), problem);
+            let is_labels = is_selected(kind) && nearest(&entry.key, KNOWN) == Some("labels");
+            let harm = if is_labels { Harm::whole } else { Harm::part };
+            report.broken(&at.field(entry), harm("it is not read"), problem);
         }
     }
     Some(Metadata {
         namespace,
         name,
-        labels: at.get("labels").map(|labels| read_labels(&labels, report)).unwrap_or_default(),
+        labels: at.get("labels").map(|labels| read_labels(&labels, kind, report)).unwrap_or_default(),
         uid: at.get("uid").and_then(|uid| read_uid(&uid, report)).unwrap_or_default(),
         created: at.get("creationTimestamp").and_then(|time| read_time(&time, report)),
     })
@@ -102,13 +104,12 @@ fn required_text(at: &At<'_>, key: &str, report: &mut Report<'_>) -> Option<Arc<
 }
 
 /// Reads labels; one whose value is not text is left out. The API reads a null value as empty text.
-fn read_labels(at: &At<'_>, report: &mut Report<'_>) -> Labels {
+///
+/// Where policies select by them, one that is missing may free a pod of what isolates it, so that is an error.
+fn read_labels(at: &At<'_>, kind: &str, report: &mut Report<'_>) -> Labels {
+    let harm = if is_selected(kind) { Harm::whole } else { Harm::part };
     let Some(entries) = at.entries() else {
-        report.broken(
-            at,
-            Harm::part("the object counts as having no labels"),
-            format!("must be a map, not {}", at.value()),
-        );
+        report.broken(at, harm("the object counts as having no labels"), format!("must be a map, not {}", at.value()));
         return Labels::default();
     };
     let mut labels = Vec::with_capacity(entries.len());
@@ -118,11 +119,16 @@ fn read_labels(at: &At<'_>, report: &mut Report<'_>) -> Labels {
             Value::Null => labels.push((&*entry.key, "")),
             other => {
                 let problem = format!("a label's value must be text, not {other} (quote it)");
-                report.broken(&at.field(entry), Harm::part("the label is left out"), problem);
+                report.broken(&at.field(entry), harm("the label is left out"), problem);
             }
         }
     }
     labels.into_iter().collect()
+}
+
+/// Whether policies select objects of a kind by their labels.
+fn is_selected(kind: &str) -> bool {
+    matches!(kind, "Pod" | "Namespace" | "Node")
 }
 
 fn read_uid(at: &At<'_>, report: &mut Report<'_>) -> Option<Arc<str>> {

@@ -36,7 +36,7 @@ pub struct Reading {
     pub objects: Vec<(Object, u32)>,
     /// Policies that are there, but nobody can say to whom or when they apply; each with its line.
     pub unreadable: Vec<(ObjectKey, u32)>,
-    /// Services and EndpointSlices among the objects of which a part that bears on verdicts could not be read.
+    /// Objects but policies of which a part that bears on verdicts could not be read.
     pub partial: Vec<ObjectKey>,
     /// What each Service among the objects says of the pods behind it; `None`: nothing.
     pub backings: Vec<(ServiceKey, Option<Backing>)>,
@@ -149,7 +149,8 @@ fn read_any(at: &At<'_>, listed: Option<Listed<'_>>, file: Option<&Arc<Path>>, r
     if is_core && matches!(kind, "Pod" | "Namespace" | "Node" | "Service") {
         expect_version(at, kind, &["v1"], &mut report);
     }
-    if let Some(object @ (Object::Service(_) | Object::EndpointSlice(_))) = &object
+    if let Some(object) = &object
+        && !matches!(object, Object::Policy(_) | Object::ClusterPolicy(_))
         && report.found[known_before..].iter().any(|found| found.severity >= Severity::Error)
     {
         reading.partial.push(object.key());

@@ -9,6 +9,8 @@ use super::tree::Value;
 use crate::model::{Age, NamedPort, Phase, Pod, PodKey, PodNetwork, PortProtocol, family};
 
 const NOT_READ: Harm = Harm::part("it is not read");
+/// Who the pod is, where it is and what a port name means there: without it, what is denied may be accepted.
+const MISSED: Harm = Harm::whole("it is not read");
 
 /// Fields of `v1.PodSpec`.
 const SPEC: &[&str] = &[
@@ -129,7 +131,7 @@ pub(super) fn read_pod(object: &At<'_>, report: &mut Report<'_>) -> Option<Pod> 
         if let Some(node) = spec.get("nodeName") {
             pod.node = node.text().filter(|name| !name.is_empty()).map(Into::into);
             if node.text().is_none() {
-                report.broken(&node, NOT_READ, format!("must be text, not {} (quote it)", node.value()));
+                report.broken(&node, MISSED, format!("must be text, not {} (quote it)", node.value()));
             }
         }
         if let Some(host) = spec.get("hostNetwork") {
@@ -142,7 +144,7 @@ pub(super) fn read_pod(object: &At<'_>, report: &mut Report<'_>) -> Option<Pod> 
                 }
                 Value::Text(no) if ["no", "off", "n"].iter().any(|word| no.eq_ignore_ascii_case(word)) => {}
                 other => {
-                    report.broken(&host, NOT_READ, format!("must be true or false, not {other}"));
+                    report.broken(&host, MISSED, format!("must be true or false, not {other}"));
                 }
             }
         }
@@ -192,14 +194,14 @@ fn read_container(at: &At<'_>, ports: &mut Vec<NamedPort>, report: &mut Report<'
         };
         let (Some(number), Some(protocol)) = (number, protocol) else {
             let problem = "expected `containerPort` from 1 to 65535 and `protocol` TCP, UDP or SCTP";
-            report.broken(&port, Harm::part("the port's name resolves to nothing"), problem);
+            report.broken(&port, Harm::whole("the port's name resolves to nothing"), problem);
             continue;
         };
         if let Some(name) = port.get("name") {
             match name.text() {
                 Some(name) => ports.push(NamedPort { name: name.into(), protocol, number }),
                 None => {
-                    report.broken(&name, NOT_READ, format!("must be text, not {}", name.value()));
+                    report.broken(&name, MISSED, format!("must be text, not {}", name.value()));
                 }
             }
         }
@@ -225,8 +227,8 @@ fn read_status(at: &At<'_>, pod: &mut Pod, report: &mut Report<'_>) {
     };
     pod.age.started = at.get("startTime").and_then(|time| read_time(&time, report));
     if let Some(addresses) = at.get("podIPs") {
-        for item in report.expect_list(&addresses, NOT_READ) {
-            if !report.expect_map(&item, NOT_READ) {
+        for item in report.expect_list(&addresses, MISSED) {
+            if !report.expect_map(&item, MISSED) {
                 continue;
             }
             report.unknown_fields(&item, &["ip"], NOT_READ);
@@ -246,7 +248,8 @@ fn add_address(at: &At<'_>, addresses: &mut Vec<IpAddr>, report: &mut Report<'_>
     const LEFT_OUT: Harm = Harm::part("the address is left out");
     match at.text().and_then(parse_ip) {
         None => {
-            report.broken(at, LEFT_OUT, format!("{} is not an IP address", at.value()));
+            let harm = Harm::whole("the address is left out");
+            report.broken(at, harm, format!("{} is not an IP address", at.value()));
         }
         Some(address) if addresses.iter().any(|&known| family(known) == family(address)) => {
             report.broken(at, LEFT_OUT, format!("{address} is the pod's second address of its family"));
