@@ -112,10 +112,11 @@ impl Agent {
         // What the last agent had read is gone with it. Publishing less than what is in force would loosen it; but one that
         // stopped before it had published anything left every pod open, and nothing to wait for.
         let has_verdicts = datapath.is_adopted() && !datapath.accepts_unidentified();
-        let is_waiting = has_verdicts && !manifests.is_certain();
+        let is_waiting = has_verdicts && !(manifests.is_certain() && manifests.has_files());
         if is_waiting {
             error!(
-                "the manifests have errors: the verdicts in force stay as they are until every document can be read"
+                "the manifests have errors, or there are none: the verdicts of the last agent stay in force until there \
+                 are some and every document can be read"
             );
         }
         info!(pinned = %config.pin_dir.display(), adopted = datapath.is_adopted(), "datapath is open");
@@ -187,6 +188,14 @@ impl Agent {
     /// Reads the manifests again and publishes what they change. What cannot be read leaves what was read before.
     fn read_manifests(&mut self) {
         let reading = match Manifests::read(std::slice::from_ref(&self.config.manifests)) {
+            // Nobody says "no policy" by taking the pods and nodes away with it.
+            Ok(reading) if !reading.has_files() && (self.manifests.has_files() || self.is_waiting) => {
+                warn!(
+                    directory = %self.config.manifests.display(),
+                    "the directory holds no manifests any more; the last reading stays in force"
+                );
+                return;
+            }
             Ok(reading) => reading.or_last_good(&self.manifests),
             Err(error) => {
                 warn!(error = chain(&error), "cannot read the manifests; the last reading stays in force");

@@ -161,6 +161,11 @@ impl Manifests {
         self.unreadable.keys()
     }
 
+    /// Whether there was any file to read. A directory that was emptied, or is not mounted any more, has none.
+    pub fn has_files(&self) -> bool {
+        !self.files.is_empty()
+    }
+
     /// Whether every object was read, so that answers do not depend on one that was not.
     pub fn is_certain(&self) -> bool {
         self.diagnostics.iter().all(|diagnostic| diagnostic.severity < Severity::Error)

@@ -217,6 +217,24 @@ fn an_agent_that_takes_over_beside_a_broken_manifest_loosens_nothing() {
     cluster.check_table(seed_verdict);
 }
 
+// It may have been emptied to be filled again, or its volume may be gone.
+#[test]
+fn an_emptied_directory_opens_nothing() {
+    let Some(mut cluster) = Cluster::start(Layout::Routed) else { return };
+    cluster.check_table(seed_verdict);
+    cluster.remove_manifests();
+    eventually("the agent says that the manifests are gone", || {
+        cluster.agent_log().iter().any(|line| line.contains("holds no manifests any more"))
+    });
+    cluster.check_table(seed_verdict);
+    cluster.kill_agent();
+    cluster.launch_agent();
+    eventually("the next agent waits for manifests", || {
+        cluster.agent_log().iter().any(|line| line.contains("verdicts of the last agent stay in force"))
+    });
+    cluster.check_table(seed_verdict);
+}
+
 #[test]
 fn an_agent_after_one_that_never_published_waits_for_nothing() {
     let Some(mut cluster) = Cluster::start(Layout::Routed) else { return };

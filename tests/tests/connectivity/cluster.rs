@@ -121,6 +121,18 @@ impl Cluster {
         fs::rename(&partial, self.manifests().join(name)).expect("a manifest");
     }
 
+    /// Takes every manifest away.
+    pub(crate) fn remove_manifests(&self) {
+        for file in fs::read_dir(self.manifests()).expect("the manifests' directory") {
+            fs::remove_file(file.expect("a file").path()).expect("a manifest");
+        }
+    }
+
+    /// What the running agent has logged.
+    pub(crate) fn agent_log(&self) -> Vec<String> {
+        self.agent.as_ref().expect("a running agent").log()
+    }
+
     /// Changes the policy under the running agent and waits until it is enforced.
     pub(crate) fn change_policy(&self, text: &str) {
         let agent = self.agent.as_ref().expect("a running agent");
