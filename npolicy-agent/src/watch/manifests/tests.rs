@@ -400,3 +400,19 @@ status: {addresses: [{address: 192.168.0.1}]}
         assert_eq!(broken.or_last_good(&before).state(), before.state(), "{bad}");
     }
 }
+
+#[test]
+fn rules_beside_the_spec_do_not_leave_the_policy_without_them() {
+    let rules = "ingress: [{action: Deny, from: [{namespaces: {}}]}]";
+    let text = |indent| {
+        format!(
+            "kind: ClusterNetworkPolicy\nmetadata: {{name: c}}\nspec:\n  tier: Admin\n  priority: 1\n  subject: {{namespaces: {{}}}}\n{indent}{rules}\n"
+        )
+    };
+    let before = Manifests::from_text("t.yaml", &text("  "));
+    assert!(before.is_certain());
+    let misplaced = Manifests::from_text("t.yaml", &text(""));
+    assert_eq!(misplaced.unreadable_policies().count(), 1);
+    assert_eq!(misplaced.or_last_good(&before).state(), before.state());
+    assert!(Manifests::from_text("t.yaml", &(text("  ") + "note: x\n")).is_certain());
+}

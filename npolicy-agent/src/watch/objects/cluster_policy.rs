@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use npolicy_common::Direction;
 
-use super::cursor::{At, Harm, Report};
+use super::cursor::{At, Harm, Report, nearest};
 use super::metadata::{Scope, read_metadata};
 use super::net::{note_host_bits, parse_cidr};
 use super::selector::read_custom_selector;
@@ -61,6 +61,12 @@ pub(super) fn read_cluster_policy(object: &At<'_>, report: &mut Report<'_>) -> R
         }
         return Reading::Unreadable(metadata.name);
     };
+    // What stands beside the spec and looks like a part of it is missing there: rules that deny, perhaps.
+    let is_misplaced = |key: &str| !known.contains(&key) && nearest(key, SPEC).is_some();
+    if object.entries().unwrap_or_default().iter().any(|entry| is_misplaced(&entry.key)) {
+        report.unknown_fields(object, known, NOT_APPLIED);
+        return Reading::Unreadable(metadata.name);
+    }
     report.unknown_fields(object, known, NOT_READ);
     match read_spec(metadata.name.clone(), &spec, report) {
         Some(policy) => Reading::Policy(policy),
