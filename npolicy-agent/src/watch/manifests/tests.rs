@@ -394,6 +394,12 @@ status: {addresses: [{address: 192.168.0.1}]}
         ("name: web", "name: 80"),
         ("address: 192.168.0.1", "address: 192"),
         ("[{address: 192.168.0.1}]", "192.168.0.1"),
+        ("podIPs:", "podIps:"),
+        ("{ip:", "{Ip:"),
+        ("nodeName:", "nodename:"),
+        ("ports:", "port:"),
+        ("addresses:", "adresses:"),
+        ("status: {phase", "state: {phase"),
     ] {
         let broken = Manifests::from_text("t.yaml", &GOOD.replace(good, bad));
         assert!(!broken.is_certain(), "{bad}");

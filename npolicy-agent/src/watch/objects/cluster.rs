@@ -3,6 +3,7 @@
 use super::cursor::{At, Harm, Report};
 use super::metadata::{Scope, read_metadata};
 use super::net::parse_ip;
+use super::service::unknown_fields;
 use crate::model::{Namespace, Node};
 
 const NOT_READ: Harm = Harm::part("it is not read");
@@ -37,17 +38,17 @@ pub(super) fn read_namespace(object: &At<'_>, report: &mut Report<'_>) -> Option
 /// reported.
 pub(super) fn read_node(object: &At<'_>, report: &mut Report<'_>) -> Option<Node> {
     let metadata = read_metadata(object, "Node", Scope::Cluster, report)?;
-    report.unknown_fields(object, TOP, NOT_READ);
+    unknown_fields(object, TOP, &["status"], report);
     let mut addresses = Vec::new();
     const MISSED: Harm = Harm::whole("its addresses count as nobody's");
     if let Some(status) = object.get("status").filter(|status| report.expect_map(status, MISSED)) {
-        report.unknown_fields(&status, NODE_STATUS, NOT_READ);
+        unknown_fields(&status, NODE_STATUS, &["addresses"], report);
         if let Some(items) = status.get("addresses") {
             for item in report.expect_list(&items, MISSED) {
                 if !report.expect_map(&item, MISSED) {
                     continue;
                 }
-                report.unknown_fields(&item, &["type", "address"], NOT_READ);
+                unknown_fields(&item, &["type", "address"], &["address"], report);
                 let Some(address) = item.get("address") else { continue };
                 match address.text() {
                     // Host and DNS names stand in the same list.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::cursor::{At, Harm, Report};
 use super::metadata::{Scope, read_metadata, read_time};
 use super::net::parse_ip;
+use super::service::unknown_fields;
 use super::tree::Value;
 use crate::model::{Age, NamedPort, Phase, Pod, PodKey, PodNetwork, PortProtocol, family};
 
@@ -115,7 +116,7 @@ const CONTAINER: &[&str] = &[
 /// Reads a pod. `None`: it has no name, and this was reported.
 pub(super) fn read_pod(object: &At<'_>, report: &mut Report<'_>) -> Option<Pod> {
     let metadata = read_metadata(object, "Pod", Scope::Namespaced, report)?;
-    report.unknown_fields(object, &["apiVersion", "kind", "metadata", "spec", "status"], NOT_READ);
+    unknown_fields(object, &["apiVersion", "kind", "metadata", "spec", "status"], &["spec", "status"], report);
     let mut pod = Pod {
         key: PodKey { namespace: metadata.namespace, name: metadata.name },
         labels: metadata.labels,
@@ -127,7 +128,7 @@ pub(super) fn read_pod(object: &At<'_>, report: &mut Report<'_>) -> Option<Pod> 
         age: Age { started: None, created: metadata.created, uid: metadata.uid },
     };
     if let Some(spec) = object.get("spec").filter(|spec| report.expect_map(spec, NOT_READ)) {
-        report.unknown_fields(&spec, SPEC, NOT_READ);
+        unknown_fields(&spec, SPEC, &["containers", "hostNetwork", "initContainers", "nodeName"], report);
         if let Some(node) = spec.get("nodeName") {
             pod.node = node.text().filter(|name| !name.is_empty()).map(Into::into);
             if node.text().is_none() {
@@ -179,10 +180,11 @@ fn read_container(at: &At<'_>, ports: &mut Vec<NamedPort>, report: &mut Report<'
     if !report.expect_map(at, NOT_READ) {
         return;
     }
-    report.unknown_fields(at, CONTAINER, NOT_READ);
+    unknown_fields(at, CONTAINER, &["ports"], report);
     let Some(list_at) = at.get("ports") else { return };
     for port in report.expect_list(&list_at, NOT_READ) {
-        report.unknown_fields(&port, &["name", "containerPort", "protocol", "hostPort", "hostIP"], NOT_READ);
+        let known = &["name", "containerPort", "protocol", "hostPort", "hostIP"];
+        unknown_fields(&port, known, &["name", "containerPort", "protocol"], report);
         let number = port.get("containerPort");
         let number = match number.as_ref().map(At::value) {
             Some(&Value::Integer(number)) => u16::try_from(number).ok().filter(|&number| number > 0),
@@ -209,7 +211,7 @@ fn read_container(at: &At<'_>, ports: &mut Vec<NamedPort>, report: &mut Report<'
 }
 
 fn read_status(at: &At<'_>, pod: &mut Pod, report: &mut Report<'_>) {
-    report.unknown_fields(at, STATUS, NOT_READ);
+    unknown_fields(at, STATUS, &["podIP", "podIPs"], report);
     pod.phase = match at.get("phase") {
         None => Phase::Pending,
         Some(phase) => match phase.text() {
@@ -231,7 +233,7 @@ fn read_status(at: &At<'_>, pod: &mut Pod, report: &mut Report<'_>) {
             if !report.expect_map(&item, MISSED) {
                 continue;
             }
-            report.unknown_fields(&item, &["ip"], NOT_READ);
+            unknown_fields(&item, &["ip"], &["ip"], report);
             if let Some(ip) = item.get("ip") {
                 add_address(&ip, &mut pod.addresses, report);
             }
