@@ -36,7 +36,7 @@ const VERIFY_EVERY: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// How soon what could not be done is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// How soon a publish for which a table was too full is tried again without any change.
+/// How soon a publish for which a table was too full, or a file that the system refused, is tried again without any change.
 const RETRY_FULL_AFTER: Duration = Duration::from_secs(30);
 /// How long equal denials are left out of the drop log after the last one.
 const REPEATS_WINDOW: Duration = Duration::from_secs(60);
@@ -89,6 +89,8 @@ pub struct Agent {
     is_directory_gone: bool,
     /// When to publish again although nothing has changed: because something did not work.
     retry_at: Option<tokio::time::Instant>,
+    /// Whether the retry is to read the manifests, too.
+    must_read: bool,
 }
 
 impl Agent {
@@ -144,6 +146,7 @@ impl Agent {
             is_waiting,
             is_directory_gone: false,
             retry_at: None,
+            must_read: false,
         })
     }
 
@@ -172,6 +175,9 @@ impl Agent {
                 }
                 () = tokio::time::sleep_until(retry_at), if self.retry_at.is_some() => {
                     self.retry_at = None;
+                    if std::mem::take(&mut self.must_read) {
+                        self.read_manifests();
+                    }
                     self.follow_links();
                     self.publish();
                 }
@@ -199,9 +205,13 @@ impl Agent {
             Ok(reading) => reading.or_last_good(&self.manifests),
             Err(error) => {
                 warn!(error = chain(&error), "cannot read the manifests; the last reading stays in force");
+                self.read_again();
                 return;
             }
         };
+        if reading.was_refused() {
+            self.read_again();
+        }
         report_findings(&reading, &self.manifests);
         if self.is_waiting && reading.is_certain() {
             self.is_waiting = false;
@@ -561,6 +571,12 @@ impl Agent {
     fn try_again(&mut self, error: &dyn std::error::Error, what: &str) {
         warn!(error = chain(error), "cannot {what}; trying again");
         self.retry_after(RETRY_AFTER);
+    }
+
+    /// Nothing in the directory may change any more, so no event would come.
+    fn read_again(&mut self) {
+        self.must_read = true;
+        self.retry_after(RETRY_FULL_AFTER);
     }
 
     /// A retry that is due sooner stays: what it is for may be an interface without its programs.

@@ -45,6 +45,8 @@ pub struct Manifests {
     derived_notes: Vec<Diagnostic>,
     files: BTreeSet<Arc<Path>>,
     broken_files: BTreeSet<Arc<Path>>,
+    /// Whether the system refused some file: the next time it may not.
+    was_refused: bool,
     diagnostics: Vec<Diagnostic>,
     digest: DefaultHasher,
 }
@@ -74,7 +76,10 @@ impl Manifests {
                 for file in files {
                     match std::fs::read(&file) {
                         Ok(bytes) => manifests.add_file(file.into(), &bytes, &mut not_enforced),
-                        Err(error) => manifests.add_broken_file(file.into(), 0, format!("cannot be read: {error}")),
+                        Err(error) => {
+                            manifests.was_refused = true;
+                            manifests.add_broken_file(file.into(), 0, format!("cannot be read: {error}"));
+                        }
                     }
                 }
             } else {
@@ -164,6 +169,11 @@ impl Manifests {
     /// Whether there was any file to read. A directory that was emptied, or is not mounted any more, has none.
     pub fn has_files(&self) -> bool {
         !self.files.is_empty()
+    }
+
+    /// Whether the system refused to let some file be read, which is worth another try.
+    pub fn was_refused(&self) -> bool {
+        self.was_refused
     }
 
     /// Whether every object was read, so that answers do not depend on one that was not.

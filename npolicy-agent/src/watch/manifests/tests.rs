@@ -422,3 +422,23 @@ fn rules_beside_the_spec_do_not_leave_the_policy_without_them() {
     assert_eq!(misplaced.or_last_good(&before).state(), before.state());
     assert!(Manifests::from_text("t.yaml", &(text("  ") + "note: x\n")).is_certain());
 }
+
+#[test]
+fn a_file_that_the_system_refuses_is_worth_another_try() {
+    let directory = tempfile::tempdir().unwrap();
+    let read = || Manifests::read(&[directory.path().to_owned()]).unwrap();
+    std::fs::write(directory.path().join("a.yaml"), "kind: [").unwrap();
+    assert!(!read().was_refused(), "it was read, and is no YAML");
+    std::os::unix::fs::symlink("/nowhere/b.yaml", directory.path().join("b.yaml")).unwrap();
+    assert!(read().was_refused());
+}
+
+#[test]
+fn a_name_that_could_forge_a_line_is_none() {
+    for name in ["a\\nb", "a b", "a/b", "a\\u007f", "\\u2028"] {
+        let text = format!("kind: Namespace\nmetadata: {{name: \"{name}\"}}\n");
+        let manifests = Manifests::from_text("t.yaml", &text);
+        assert_eq!(manifests.objects().count(), 0, "{name}");
+        assert!(!manifests.is_certain(), "{name}");
+    }
+}

@@ -94,6 +94,11 @@ fn required_text(at: &At<'_>, key: &str, report: &mut Report<'_>) -> Option<Arc<
             None
         }
         Some(at) => match at.text() {
+            // More than the API allows, but nothing that could forge a line of output or another object's name.
+            Some(text) if text.contains(|c: char| c.is_control() || c.is_whitespace() || c == '/') => {
+                report.broken(&at, LEFT_OUT, format!("{} is no name: 1 to 253 of a-z 0-9 - .", at.value()));
+                None
+            }
             Some(text) if !text.is_empty() => Some(text.into()),
             _ => {
                 report.broken(&at, LEFT_OUT, format!("must be text, not {} (quote it)", at.value()));
