@@ -226,3 +226,67 @@ fn subjects_in<'a>(plan: &'a Plan, namespace: &'a Arc<str>) -> impl Iterator<Ite
     let first = PodKey { namespace: namespace.clone(), name: "".into() };
     plan.subjects.range(first..).map(|(key, _)| key).take_while(move |key| key.namespace == *namespace)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn pod(name: &str) -> PodKey {
+        PodKey { namespace: "n".into(), name: name.into() }
+    }
+
+    #[test]
+    fn every_kind_of_difference_is_one_and_a_claim_is_none() {
+        let nothing = Changes::default;
+        let moved = Changes { addresses: vec![address("10.0.0.1")], ..nothing() };
+        let blocks = Changes { blocks: true, ..nothing() };
+        let subjects = Changes { subjects: vec![pod("a")], ..nothing() };
+        let nodes = Changes { node_addresses: true, ..nothing() };
+        let claimed = Changes { claimed: vec![address("10.0.0.1")], ..nothing() };
+        for (changes, is_empty, moves_nothing) in [
+            (nothing(), true, true),
+            (moved, false, false),
+            (blocks, false, false),
+            (subjects, false, true),
+            (nodes, false, false),
+            (claimed, true, true),
+        ] {
+            assert_eq!((changes.is_empty(), changes.moves_nothing()), (is_empty, moves_nothing), "{changes:?}");
+        }
+    }
+
+    #[test]
+    fn changes_that_follow_each_other_are_all_named_once() {
+        let [a, b, c] = ["10.0.0.1", "10.0.0.2", "10.0.0.3"].map(address);
+        let first = Changes {
+            addresses: vec![b, c],
+            subjects: vec![pod("b")],
+            claimed: vec![c],
+            blocks: true,
+            node_addresses: false,
+        };
+        let second = Changes {
+            addresses: vec![a, b],
+            subjects: vec![pod("a"), pod("b")],
+            claimed: vec![a],
+            blocks: false,
+            node_addresses: true,
+        };
+        let mut both = first.clone();
+        both.merge(second);
+        let expected = Changes {
+            addresses: vec![a, b, c],
+            subjects: vec![pod("a"), pod("b")],
+            claimed: vec![a, c],
+            blocks: true,
+            node_addresses: true,
+        };
+        assert_eq!(both, expected);
+        both.merge(first);
+        assert_eq!(both, expected);
+    }
+}
