@@ -40,7 +40,7 @@ fn the_programs_in_the_kernel_agree_with_the_oracle() {
     if !require_root() {
         return;
     }
-    let worlds = worlds(2_700, 2_600);
+    let worlds = worlds(20_000, 360);
     let (agreed, packets) = KernelJudge::run(first_seed(), 4096, |kernel| {
         (agree::<Step>(&worlds, &mut OracleSteps, kernel), kernel.packets)
     })
