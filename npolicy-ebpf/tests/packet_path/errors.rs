@@ -37,6 +37,15 @@ both_families! {
         assert_eq!(net.enters(&net.from(net.peer).unreachable(&net.to(net.peer).echo_reply(9), 64)), Reason::UnrelatedError);
     }
 
+    fn an_echo_that_the_pod_never_asked_for_is_not_quoted_as_its_request(mut net: Net) {
+        net.govern(net.peer_only(), SHUT);
+        assert_eq!(net.enters(&net.from(net.peer).echo_request(9)), Reason::NewFlow);
+        let request = net.to(net.peer).echo_request(9);
+        assert_eq!(net.enters(&net.from(net.stranger).unreachable(&request, 64)), Reason::UnrelatedError);
+        let answer = net.to(net.peer).echo_reply(9);
+        assert_eq!(net.enters(&net.from(net.stranger).unreachable(&answer, 64)), Reason::Related);
+    }
+
     fn a_quote_in_anothers_name_is_refused(mut net: Net) {
         net.govern(SHUT, net.peer_only());
         net.leaves(&net.to(net.peer).udp(5000, 53));
