@@ -71,6 +71,7 @@ fn the_node_the_pod_itself_and_what_does_not_fit_are_no_classes() {
     assert_eq!(ingress.row(Peer::NodeSelf), Bundle::everything());
     assert_eq!(egress.row(Peer::NodeSelf), Bundle::nothing());
     for ruleset in [&ingress, &egress] {
+        assert!(ruleset.is_governed() && !Ruleset::ungoverned(ruleset.direction()).is_governed());
         assert_eq!(ruleset.row(Peer::PodSelf), Bundle::nothing());
         assert_eq!(ruleset.row(Peer::Unknown), Bundle::nothing());
         assert_eq!(ruleset.row(Peer::Class(&ClassKey::default())), Bundle::nothing());
