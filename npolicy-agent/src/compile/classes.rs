@@ -17,7 +17,8 @@ pub(super) struct Unaddressed {
     pub(super) nobody: Bounds,
 }
 
-/// What can be said of an unknown address. Rules only accept, so a verdict equal under both bounds is certain.
+/// What can be said of an unknown address: facts in `least` are certain, those that only `most` has may hold or not, each by
+/// itself. Ordered rules can deny by a fact, so equal verdicts under both bounds prove nothing.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Bounds {
     /// In the blocks that hold a whole family, by family.

@@ -85,6 +85,7 @@ impl Translator {
                 continue;
             }
             if *masquerade {
+                // Writing to a string cannot fail, here as below.
                 let _ = write!(matched, " meta mark set {MASQUERADE_MARK}");
             }
             let chain = |place| format!("backend-{number}-{place}");
