@@ -135,6 +135,7 @@ fn pod(dice: &mut Dice) -> Pod {
         addresses,
         phase: if dice.one_in(8) { Phase::Succeeded } else { phase },
         age: Age { uid: dice.of(&["1", "2", "3"]).into(), ..Age::default() },
+        sandbox: None,
     }
 }
 
@@ -218,7 +219,7 @@ fn slice(dice: &mut Dice) -> EndpointSlice {
 }
 
 fn node(dice: &mut Dice) -> Node {
-    Node { name: dice.of(&NODES).into(), labels: labels(dice), addresses: dice.some(2, address) }
+    Node { name: dice.of(&NODES).into(), labels: labels(dice), addresses: dice.some(2, address), pod_cidrs: Vec::new() }
 }
 
 fn event(dice: &mut Dice) -> Event {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use npolicy_common::Family;
 
@@ -44,6 +45,10 @@ pub struct Pod {
     pub phase: Phase,
     /// Which of two pods that claim one address has the newer sandbox.
     pub age: Age,
+    /// When its sandbox was last seen to come up: the condition `PodReadyToStartContainers` turned true, or, where that is
+    /// missing, the newest of its running containers started. An address that is older than the node's boot may be
+    /// another pod's by now.
+    pub sandbox: Option<Timestamp>,
 }
 
 impl Pod {
@@ -145,6 +150,8 @@ pub struct Node {
     pub labels: Labels,
     /// Every address in `status.addresses` that is an IP address, in written order.
     pub addresses: Vec<IpAddr>,
+    /// `spec.podCIDRs`: the blocks from which its pods' addresses come, where the cluster hands them out.
+    pub pod_cidrs: Vec<IpNet>,
 }
 
 /// The family of an address.

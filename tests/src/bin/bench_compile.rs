@@ -407,6 +407,7 @@ fn new_pod(namespace: u32, pod: u32) -> Pod {
         addresses: vec![pod_address(pod)],
         phase: Phase::Running,
         age: Age { started: None, created: None, uid: format!("5f0c1d2e-0000-4000-8000-{pod:012}").into() },
+        sandbox: None,
     }
 }
 
@@ -423,6 +424,7 @@ fn node(node: u32) -> Node {
         name: format!("n{node}").into(),
         labels: labels(&[("zone", &format!("z{}", node % 3)), ("kubernetes.io/os", "linux")]),
         addresses: vec![Ipv4Addr::from_bits(0xc0a8_0000 + node).into()],
+        pod_cidrs: Vec::new(),
     }
 }
 

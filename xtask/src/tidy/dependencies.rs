@@ -15,8 +15,12 @@ const FORBIDDEN: &[(&str, &str)] = &[
 ];
 
 /// Crates of which others force more than one version, and who they are.
-const SEVERAL: &[(&str, &str)] =
-    &[("syn", "version 2: darling, num-derive and tracing-attributes; 3: the derives of serde, clap and tokio")];
+const SEVERAL: &[(&str, &str)] = &[
+    ("base64", "0.22: k8s-openapi and tower-http; 0.23: kube and serde-saphyr"),
+    ("getrandom", "0.2: ring; 0.3: ahash; 0.4: tempfile"),
+    ("hashbrown", "0.16: kube-runtime; 0.17: indexmap, aya and object"),
+    ("syn", "version 2: darling, num-derive and tracing-attributes; 3: the derives of serde, clap and tokio"),
+];
 
 /// Cargo.lock is there, says what the manifests say, and holds nothing forbidden.
 pub(super) fn lock_has_no_forbidden_crate(tree: &Tree) -> Vec<Finding> {

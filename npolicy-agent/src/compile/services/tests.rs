@@ -34,11 +34,12 @@ fn pod(name: &str, node: &str, ip: &str) -> Object {
         addresses: vec![address(ip)],
         phase: Phase::Running,
         age: Age::default(),
+        sandbox: None,
     })
 }
 
 fn node(name: &str, ip: &str) -> Object {
-    Object::Node(Node { name: name.into(), labels: labels(name), addresses: vec![address(ip)] })
+    Object::Node(Node { name: name.into(), labels: labels(name), addresses: vec![address(ip)], pod_cidrs: Vec::new() })
 }
 
 fn service(name: &str, cluster: &[&str], external: &[&str], port: u16, node_port: Option<u16>) -> Service {
@@ -326,6 +327,7 @@ fn a_cluster_address_is_never_this_nodes_and_a_pods_is_the_pods() {
             name: "n1".into(),
             labels: labels("n1"),
             addresses: vec![address("192.168.0.1"), address("10.96.0.1")],
+            pod_cidrs: Vec::new(),
         }),
         Object::Service(service("a", &["10.96.0.1"], &[], 80, None)),
         Object::Service(service("b", &["10.96.0.2"], &[], 80, None)),

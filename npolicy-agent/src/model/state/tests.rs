@@ -19,6 +19,7 @@ fn pod(name: &str, started: Option<&str>, created: Option<&str>, uid: &str) -> P
         addresses: vec![ADDRESS.parse().unwrap()],
         phase: Phase::Running,
         age: Age { started: started.map(time), created: created.map(time), uid: uid.into() },
+        sandbox: None,
     }
 }
 
@@ -33,7 +34,7 @@ fn owner(state: &ClusterState) -> String {
 
 fn node(name: &str) -> Event {
     let addresses = vec![ADDRESS.parse().unwrap()];
-    Event::Upsert(Object::Node(Node { name: name.into(), labels: Labels::default(), addresses }))
+    Event::Upsert(Object::Node(Node { name: name.into(), labels: Labels::default(), addresses, pod_cidrs: Vec::new() }))
 }
 
 #[test]
@@ -230,7 +231,12 @@ fn a_frontend_leads_to_the_backends_of_its_port_and_family_each_once() {
 fn of_several_services_at_a_port_the_closest_kind_and_then_the_first_by_name_has_it() {
     use PortProtocol::Tcp;
     let shared = "203.0.113.1";
-    let node = |name: &str| Node { name: name.into(), labels: Labels::default(), addresses: vec![address(shared)] };
+    let node = |name: &str| Node {
+        name: name.into(),
+        labels: Labels::default(),
+        addresses: vec![address(shared)],
+        pod_cidrs: Vec::new(),
+    };
     let objects = [
         Object::Service(service("z", &[shared], &[], vec![port("", Tcp, 80, None)])),
         Object::Service(service(
@@ -274,7 +280,12 @@ fn of_several_services_at_a_port_the_closest_kind_and_then_the_first_by_name_has
 #[test]
 fn only_a_local_cluster_address_leads_to_the_own_node_alone() {
     use PortProtocol::Tcp;
-    let node = Node { name: "n1".into(), labels: Labels::default(), addresses: vec![address("192.0.2.1")] };
+    let node = Node {
+        name: "n1".into(),
+        labels: Labels::default(),
+        addresses: vec![address("192.0.2.1")],
+        pod_cidrs: Vec::new(),
+    };
     let local = Service {
         internal_policy: TrafficPolicy::Local,
         external_policy: TrafficPolicy::Local,
@@ -425,6 +436,7 @@ fn crowd(pick: &mut impl FnMut(usize) -> usize) -> Object {
             name: name.into(),
             labels: Labels::default(),
             addresses: some.iter().map(|text| address(text)).collect(),
+            pod_cidrs: Vec::new(),
         }),
         2 => Object::Namespace(Namespace::new(name.into(), &[("env", NAMES[pick(3)])].into_iter().collect())),
         3 => {

@@ -2,7 +2,7 @@
 
 use super::cursor::{At, Harm, Report};
 use super::metadata::{Scope, read_metadata};
-use super::net::parse_ip;
+use super::net::{parse_cidr, parse_ip};
 use super::service::unknown_fields;
 use crate::model::{Namespace, Node};
 
@@ -39,6 +39,18 @@ pub(super) fn read_namespace(object: &At<'_>, report: &mut Report<'_>) -> Option
 pub(super) fn read_node(object: &At<'_>, report: &mut Report<'_>) -> Option<Node> {
     let metadata = read_metadata(object, "Node", Scope::Cluster, report)?;
     unknown_fields(object, TOP, &["status"], report);
+    let mut pod_cidrs = Vec::new();
+    if let Some(spec) = object.get("spec").filter(|spec| report.expect_map(spec, NOT_READ)) {
+        if let Some(items) = spec.get("podCIDRs") {
+            for item in report.expect_list(&items, NOT_READ) {
+                match item.text().map(parse_cidr) {
+                    Some(Ok(block)) => pod_cidrs.push(block),
+                    Some(Err(problem)) => drop(report.broken(&item, NOT_READ, problem)),
+                    None => drop(report.broken(&item, NOT_READ, format!("must be text, not {}", item.value()))),
+                }
+            }
+        }
+    }
     let mut addresses = Vec::new();
     const MISSED: Harm = Harm::whole("its addresses count as nobody's");
     if let Some(status) = object.get("status").filter(|status| report.expect_map(status, MISSED)) {
@@ -60,5 +72,5 @@ pub(super) fn read_node(object: &At<'_>, report: &mut Report<'_>) -> Option<Node
             }
         }
     }
-    Some(Node { name: metadata.name, labels: metadata.labels, addresses })
+    Some(Node { name: metadata.name, labels: metadata.labels, addresses, pod_cidrs })
 }

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use jiff::Timestamp;
+
 use super::cursor::{At, Harm, Report};
 use super::metadata::{Scope, read_metadata, read_time};
 use super::net::parse_ip;
@@ -126,6 +128,7 @@ pub(super) fn read_pod(object: &At<'_>, report: &mut Report<'_>) -> Option<Pod> 
         addresses: Vec::new(),
         phase: Phase::Planned,
         age: Age { started: None, created: metadata.created, uid: metadata.uid },
+        sandbox: None,
     };
     if let Some(spec) = object.get("spec").filter(|spec| report.expect_map(spec, NOT_READ)) {
         unknown_fields(&spec, SPEC, &["containers", "hostNetwork", "initContainers", "nodeName"], report);
@@ -239,11 +242,35 @@ fn read_status(at: &At<'_>, pod: &mut Pod, report: &mut Report<'_>) {
             }
         }
     }
+    pod.sandbox = read_sandbox(at, report);
     if pod.addresses.is_empty()
         && let Some(address) = at.get("podIP").filter(|address| address.text() != Some(""))
     {
         add_address(&address, &mut pod.addresses, report);
     }
+}
+
+/// When the sandbox came up: the kubelet's own word for it, else the newest start of a running container.
+fn read_sandbox(at: &At<'_>, report: &mut Report<'_>) -> Option<Timestamp> {
+    let conditions = at.get("conditions");
+    for condition in conditions.as_ref().and_then(At::items).into_iter().flatten() {
+        if condition.get("type").as_ref().and_then(At::text) != Some("PodReadyToStartContainers") {
+            continue;
+        }
+        if condition.get("status").as_ref().and_then(At::text) != Some("True") {
+            return None;
+        }
+        return condition.get("lastTransitionTime").and_then(|time| read_time(&time, report));
+    }
+    let mut started = None;
+    let statuses = at.get("containerStatuses");
+    for status in statuses.as_ref().and_then(At::items).into_iter().flatten() {
+        let running = status.get("state").and_then(|state| {
+            state.get("running").and_then(|running| running.get("startedAt").and_then(|time| read_time(&time, report)))
+        });
+        started = started.max(running);
+    }
+    started
 }
 
 fn add_address(at: &At<'_>, addresses: &mut Vec<IpAddr>, report: &mut Report<'_>) {
