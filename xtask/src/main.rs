@@ -2,6 +2,7 @@
 
 mod bench;
 mod ci;
+mod cluster;
 mod demo;
 mod ebpf;
 mod image;
@@ -42,6 +43,8 @@ enum Command {
     },
     /// Build a static npolicy and write the image that the DaemonSet runs, without a container engine
     Image,
+    /// Run a real Kubernetes of two nodes out of namespaces on this machine
+    Cluster(cluster::Args),
     /// Load the BPF object and hold the instructions that the verifier walks against their budgets
     Verifier,
     /// Measure what a packet costs, beside the kernel's own units
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Ebpf { check: false } => ebpf::write(),
         Command::Ebpf { check: true } => ebpf::check(),
         Command::Image => image::run(),
+        Command::Cluster(args) => cluster::run(&args),
         Command::Verifier => verifier::run(),
         Command::Bench(args) => bench::run(&args),
         Command::Tidy => tidy::run(),
