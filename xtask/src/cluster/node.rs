@@ -44,6 +44,10 @@ const READY: &str = "/run/node-ready";
 pub(super) fn start(node: Node, options: &Options) -> anyhow::Result<()> {
     let machine = Machine::Node(node);
     fs::create_dir_all(machine.folder()).with_context(|| format!("make {}", machine.folder().display()))?;
+    if !daemon::is_running(machine, "init") {
+        // What is left of it would live on in the namespaces of before.
+        cgroup::end(machine)?;
+    }
     cgroup::make(machine)?;
     let mut init = command::in_network_of(machine, "unshare");
     init.args(["--mount", "--uts", "--propagation", "private", "--"]);
