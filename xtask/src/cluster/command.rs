@@ -83,7 +83,7 @@ pub(super) fn kubectl() -> Command {
 /// # Errors
 ///
 /// It did not for so long; with what, and the last error.
-pub(super) fn wait_for<T>(
+pub(crate) fn wait_for<T>(
     what: &str,
     limit: Duration,
     mut attempt: impl FnMut() -> anyhow::Result<T>,

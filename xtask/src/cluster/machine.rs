@@ -35,7 +35,7 @@ pub(crate) enum Family {
 
 impl Family {
     /// An IPv4 and an IPv6 text, the one of this family first, with a comma between.
-    pub(super) fn ordered(self, [v4, v6]: [&str; 2]) -> String {
+    pub(crate) fn ordered(self, [v4, v6]: [&str; 2]) -> String {
         match self {
             Self::V4 => format!("{v4},{v6}"),
             Self::V6 => format!("{v6},{v4}"),

@@ -41,6 +41,7 @@ use clap::Subcommand;
 
 #[allow(unused_imports, reason = "with these the rest of xtask makes clusters of its own")]
 pub(crate) use self::{
+    command::wait_for,
     crd::Channel,
     images::AGNHOST,
     machine::{Family, Node},
@@ -235,7 +236,7 @@ fn start(options: &Options, told: &dyn Fn(&str)) -> anyhow::Result<()> {
     }
     // A pod is refused until its namespace has this.
     let account = || command::quiet(command::kubectl().args(["get", "serviceaccount", "default"]));
-    command::wait_for("the default service account", Duration::from_secs(60), account)?;
+    wait_for("the default service account", Duration::from_secs(60), account)?;
     Ok(())
 }
 
@@ -318,6 +319,11 @@ pub(crate) fn mend(node: Node) -> anyhow::Result<()> {
     needs_root("mending")?;
     running()?;
     network::mend(node)
+}
+
+/// The list of CNI plugins that gives pods their interfaces, with addresses out of `cidrs`.
+pub(crate) fn cni_plugins(kind: Cni, cidrs: &[String]) -> String {
+    files::cni(kind, cidrs)
 }
 
 fn running() -> anyhow::Result<Running> {
