@@ -219,6 +219,12 @@ pub(crate) fn up(options: &Options) -> anyhow::Result<()> {
 fn start(options: &Options, told: &dyn Fn(&str)) -> anyhow::Result<()> {
     state::write(options)?;
     network::make()?;
+    for machine in Machine::ALL.into_iter().filter(|&machine| !network::is_whole(machine)) {
+        // What runs in half a network is of no use.
+        cgroup::end(machine)?;
+        network::remove_machine(machine)?;
+        network::make_machine(machine)?;
+    }
     pki::make()?;
     control_plane::start(options)?;
     told("control plane ready");
@@ -232,7 +238,11 @@ fn start(options: &Options, told: &dyn Fn(&str)) -> anyhow::Result<()> {
     }
     told("images imported, pods' networks made");
     for node in Node::ALL {
-        node::wait_until_ready(node)?;
+        if network::is_cut(node) {
+            eprintln!("{node} is cut off from the control plane: not waiting for it");
+        } else {
+            node::wait_until_ready(node)?;
+        }
     }
     // A pod is refused until its namespace has this.
     let account = || command::quiet(command::kubectl().args(["get", "serviceaccount", "default"]));
@@ -285,7 +295,7 @@ pub(crate) fn load(archives: &[PathBuf]) -> anyhow::Result<()> {
     images::import(archives)
 }
 
-/// Switches a node off and on, and returns once it is ready.
+/// Switches a node off and on, and returns once it is ready; at once if it is cut off.
 ///
 /// # Errors
 ///

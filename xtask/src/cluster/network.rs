@@ -25,38 +25,42 @@ pub(super) fn exists() -> bool {
     Path::new(NAMESPACES).join(SWITCH).exists()
 }
 
-/// Makes the bridge and every machine's network; what is there stays.
+/// Makes the bridge that connects the machines, unless it is there.
 ///
 /// # Errors
 ///
 /// A part cannot be made.
 pub(super) fn make() -> anyhow::Result<()> {
-    if !exists() {
-        remember_mount()?;
-        words(&format!("ip netns add {SWITCH}"))?;
-        words(&format!("ip -n {SWITCH} link set lo up"))?;
-        words(&format!("ip -n {SWITCH} link add br0 type bridge mcast_snooping 0"))?;
-        words(&format!("ip -n {SWITCH} link set br0 up"))?;
+    if exists() {
+        return Ok(());
     }
-    Machine::ALL.into_iter().try_for_each(make_machine)
+    remember_mount()?;
+    words(&format!("ip netns add {SWITCH}"))?;
+    words(&format!("ip -n {SWITCH} link set lo up"))?;
+    // Without a querier it would have to guess who listens to whom.
+    words(&format!("ip -n {SWITCH} link add br0 type bridge mcast_snooping 0"))?;
+    words(&format!("ip -n {SWITCH} link set br0 up"))?;
+    Ok(())
 }
 
-/// Makes the network of one machine, unless it is there.
+/// Whether the network of one machine was made to the end.
+pub(super) fn is_whole(machine: Machine) -> bool {
+    let port = format!("ip -n {SWITCH} -o link show dev {} master br0", machine.name());
+    machine.namespace_file().exists() && words(&port).is_ok_and(|port| !port.trim().is_empty())
+}
+
+/// Makes the network of one machine.
 ///
 /// # Errors
 ///
 /// A part cannot be made.
 pub(super) fn make_machine(machine: Machine) -> anyhow::Result<()> {
-    if machine.namespace_file().exists() {
-        return Ok(());
-    }
     let (name, namespace) = (machine.name(), machine.namespace());
     let [v4, v6] = machine.addresses();
     words(&format!("ip netns add {namespace}"))?;
     // Always the same: a node that starts anew is still known to its neighbours.
     let mac = machine.mac();
     words(&format!("ip link add eth0 address {mac} netns {namespace} type veth peer name {name} netns {SWITCH}"))?;
-    words(&format!("ip -n {SWITCH} link set {name} master br0 up"))?;
     words(&format!("ip -n {namespace} link set lo up"))?;
     words(&format!("ip -n {namespace} link set eth0 up"))?;
     words(&format!("ip -n {namespace} addr add {v4}/24 dev eth0"))?;
@@ -66,6 +70,8 @@ pub(super) fn make_machine(machine: Machine) -> anyhow::Result<()> {
         words(&format!("ip -n {namespace} route add default via {v4}"))?;
         words(&format!("ip -n {namespace} -6 route add default via {v6}"))?;
     }
+    // The last step, by which it is told that it is whole.
+    words(&format!("ip -n {SWITCH} link set {name} master br0 up"))?;
     Ok(())
 }
 

@@ -137,6 +137,10 @@ pub(super) fn restart(node: Node, options: &Options) -> anyhow::Result<()> {
     for other in Node::ALL {
         give_addresses(other, options)?;
     }
+    if network::is_cut(node) {
+        eprintln!("{node} is cut off from the control plane: not waiting for it");
+        return Ok(());
+    }
     // Until it is heard again, what is known of it is of before.
     command::wait_for(&format!("a word from {node}"), Duration::from_secs(60), || match heartbeat(node)? {
         now if now == before => bail!("it was last heard at {now}"),
