@@ -117,7 +117,24 @@ pub enum Ask {
         /// Whether each leaves by a new source port, and so is a flow of its own.
         fresh: bool,
     },
-    /// Count the datagrams that arrive on a UDP port from now on, and answer none.
+    /// Open a TCP connection to a sink and write numbered records until [`Ask::Stop`], which resets it. Answered when it is
+    /// open.
+    Pour {
+        /// Its name in reports.
+        name: String,
+        /// The sink.
+        to: SocketAddr,
+        /// Between two records, in microseconds.
+        every_us: u64,
+    },
+    /// When a datagram or record was sent; answered by [`Answer::SentAt`].
+    SentAt {
+        /// The stream.
+        name: String,
+        /// The number of the datagram or record.
+        number: u64,
+    },
+    /// Count what [`Ask::Blast`] and [`Ask::Pour`] send to this UDP and TCP port from now on, and answer none.
     Sink {
         /// The port.
         port: u16,
@@ -183,6 +200,11 @@ pub enum Answer {
         /// How many; the last number is one less.
         sent: u64,
     },
+    /// When a datagram or record was sent.
+    SentAt {
+        /// On CLOCK_MONOTONIC, in nanoseconds; none if it was not sent, or so long ago that it is forgotten.
+        at_ns: Option<u64>,
+    },
     /// What arrived at a sink.
     Sunk(Sunk),
 }
@@ -220,7 +242,7 @@ impl Counted {
     }
 }
 
-/// Datagrams that arrived.
+/// Datagrams, or records of a TCP connection, that arrived.
 #[derive(Serialize, Deserialize, Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Sunk {
     /// How many, and when.
@@ -229,6 +251,10 @@ pub struct Sunk {
     pub first_number: u64,
     /// Number of the last.
     pub last_number: u64,
+    /// When the first was sent, on CLOCK_MONOTONIC in nanoseconds, as it says itself.
+    pub first_sent_ns: u64,
+    /// When the last was sent.
+    pub last_sent_ns: u64,
 }
 
 /// What came back of a probe.

@@ -5,15 +5,15 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::task::{AbortHandle, spawn_local};
 
 use super::super::message::{Answer, Outcome, Target, Watched};
+use super::now_ns;
 use super::probe::attempt;
 use super::stream::Blast;
-use super::now_ns;
 
 /// One of them; it ends when this is dropped.
 pub(super) enum Background {
@@ -112,6 +112,22 @@ impl Background {
     /// Sends datagrams on and on.
     pub(super) fn blast(to: SocketAddr, every_us: u64, fresh: bool) -> anyhow::Result<Self> {
         Ok(Self::Blast(Blast::start(to, Duration::from_micros(every_us), fresh)?))
+    }
+
+    /// Writes records to a connection on and on.
+    pub(super) async fn pour(to: SocketAddr, every_us: u64) -> anyhow::Result<Self> {
+        let connect = tokio::time::timeout(OPENING, TcpStream::connect(to));
+        let stream = connect.await.with_context(|| format!("connect to {to}: silence"))?;
+        let stream = stream.with_context(|| format!("connect to {to}"))?.into_std()?;
+        Ok(Self::Blast(Blast::pour(stream, Duration::from_micros(every_us))?))
+    }
+
+    /// When a stream sent this number.
+    pub(super) fn sent_ns(&self, number: u64) -> anyhow::Result<Option<u64>> {
+        match self {
+            Self::Blast(blast) => Ok(blast.sent_ns(number)),
+            Self::Hold { .. } | Self::Watch { .. } => bail!("it is no stream"),
+        }
     }
 
     /// How it fares.

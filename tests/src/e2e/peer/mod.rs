@@ -53,7 +53,7 @@ pub fn main() -> anyhow::Result<()> {
 }
 
 /// CLOCK_MONOTONIC in nanoseconds, which all processes of a machine share.
-pub(super) fn now_ns() -> u64 {
+pub(crate) fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     let part = |value| u64::try_from(value).expect("the monotonic clock must not be negative");
     part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
@@ -139,6 +139,12 @@ impl Peer {
                 self.begin(name, Background::watch(target, every_ms, patience_ms)).await
             }
             Ask::Blast { name, to, every_us, fresh } => self.begin(name, Background::blast(to, every_us, fresh)?).await,
+            Ask::Pour { name, to, every_us } => self.begin(name, Background::pour(to, every_us).await?).await,
+            Ask::SentAt { name, number } => {
+                let background = self.background.lock().await;
+                let stream = background.get(&name).with_context(|| format!("there is no {name}"))?;
+                Ok(Answer::SentAt { at_ns: stream.sent_ns(number).context(name)? })
+            }
             Ask::Sink { port } => {
                 let mut sinks = self.sinks.lock().await;
                 if let std::collections::btree_map::Entry::Vacant(place) = sinks.entry(port) {

@@ -1,7 +1,11 @@
-//! Streams of numbered datagrams, and what counts them. Each has a thread: they measure microseconds.
+//! Streams of numbered and stamped records, and what counts them: datagrams, or bytes of a TCP connection. Each has a
+//! thread: they measure microseconds.
+//!
+//! A record is its number and when it was sent, on CLOCK_MONOTONIC in nanoseconds, 8 bytes each, big-endian.
 
-use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::io::{self, BufReader, ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -13,34 +17,76 @@ use super::super::message::Sunk;
 use super::now_ns;
 use super::probe::own;
 
-/// Sends datagrams until it is dropped.
+/// Records whose time of sending is kept: 13 seconds at 5,000 a second.
+const KEPT: u64 = 1 << 16;
+/// The first source port of fresh flows, which take each in turn; those below take a capability.
+const FIRST_PORT: u16 = 1024;
+
+type Record = [u8; 16];
+
+fn record(number: u64, sent_ns: u64) -> Record {
+    (u128::from(number) << 64 | u128::from(sent_ns)).to_be_bytes()
+}
+
+/// Sends until it is dropped.
 pub(super) struct Blast {
-    sent: Arc<AtomicU64>,
+    sent: Arc<Sent>,
     stop: Arc<AtomicBool>,
 }
 
+/// What was sent, and when.
+struct Sent {
+    count: AtomicU64,
+    /// By number, modulo [`KEPT`].
+    at_ns: Vec<AtomicU64>,
+}
+
 impl Blast {
+    /// Sends datagrams. Fresh ones take one source port after the other, of all from 1024 on.
     pub(super) fn start(to: SocketAddr, every: Duration, fresh: bool) -> anyhow::Result<Self> {
-        let open = move || -> std::io::Result<UdpSocket> {
-            let socket = UdpSocket::bind(own(to))?;
-            socket.connect(to)?;
-            Ok(socket)
-        };
-        let mut socket = open().with_context(|| format!("send to {to}"))?;
-        let blast = Self { sent: Arc::default(), stop: Arc::default() };
+        let mut socket = connected(own(to), to).with_context(|| format!("send to {to}"))?;
+        let mut port = FIRST_PORT;
+        Ok(Self::run(every, move |record| {
+            // An error is an ICMP message about an earlier datagram, or a full queue: the number is missing at the sink.
+            let _ = socket.send(record);
+            if fresh {
+                port = port.checked_add(1).unwrap_or(FIRST_PORT);
+                // A port that another socket has is left out.
+                if let Ok(new) = connected(SocketAddr::new(own(to).ip(), port), to) {
+                    socket = new;
+                }
+            }
+            true
+        }))
+    }
+
+    /// Writes to a connection, each record at once. It is reset at the end: nothing is sent after that.
+    pub(super) fn pour(mut stream: TcpStream, every: Duration) -> anyhow::Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?;
+        // A record that does not fit whole ends the stream: it was silent for very long.
+        Ok(Self::run(every, move |record| matches!(stream.write(record), Ok(length) if length == record.len())))
+    }
+
+    /// Sends at this pace until `send` says that it is over.
+    fn run(every: Duration, mut send: impl FnMut(&Record) -> bool + Send + 'static) -> Self {
+        let sent = Sent { count: AtomicU64::new(0), at_ns: (0..KEPT).map(|_| AtomicU64::new(0)).collect() };
+        let blast = Self { sent: Arc::new(sent), stop: Arc::default() };
         let (sent, stop) = (blast.sent.clone(), blast.stop.clone());
         thread::spawn(move || {
+            // By default the kernel may add 50 microseconds to a sleep. Without it the pace is a little slower.
+            let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
             let mut next = Instant::now();
             for number in 0_u64.. {
                 if stop.load(Ordering::Relaxed) {
                     return;
                 }
-                // An error is an ICMP message about an earlier datagram, or a full queue: the number is missing at the sink.
-                let _ = socket.send(&number.to_be_bytes());
-                sent.store(number + 1, Ordering::Relaxed);
-                if fresh && let Ok(new) = open() {
-                    socket = new;
+                let sent_ns = now_ns();
+                if !send(&record(number, sent_ns)) {
+                    return;
                 }
+                sent.add(number, sent_ns);
                 next += every;
                 let now = Instant::now();
                 match next.checked_duration_since(now) {
@@ -50,11 +96,34 @@ impl Blast {
                 }
             }
         });
-        Ok(blast)
+        blast
     }
 
     pub(super) fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
+        self.sent.count.load(Ordering::Acquire)
+    }
+
+    /// When this number was sent; none if it was not, or is no longer known.
+    pub(super) fn sent_ns(&self, number: u64) -> Option<u64> {
+        self.sent.get(number)
+    }
+}
+
+impl Sent {
+    fn add(&self, number: u64, sent_ns: u64) {
+        self.place(number).store(sent_ns, Ordering::Release);
+        self.count.store(number + 1, Ordering::Release);
+    }
+
+    fn get(&self, number: u64) -> Option<u64> {
+        let count = self.count.load(Ordering::Acquire);
+        // The oldest is left out: it may be overwritten just now.
+        let is_known = number < count && count - number < KEPT;
+        is_known.then(|| self.place(number).load(Ordering::Acquire))
+    }
+
+    fn place(&self, number: u64) -> &AtomicU64 {
+        &self.at_ns[usize::try_from(number % KEPT).expect("it is below KEPT")]
     }
 }
 
@@ -64,7 +133,13 @@ impl Drop for Blast {
     }
 }
 
-/// Counts datagrams, for as long as the process lives.
+fn connected(from: SocketAddr, to: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(from)?;
+    socket.connect(to)?;
+    Ok(socket)
+}
+
+/// Counts what arrives, for as long as the process lives.
 pub(super) struct Sink(Arc<Mutex<Sunk>>);
 
 impl Sink {
@@ -73,24 +148,14 @@ impl Sink {
         for &address in addresses {
             let at = SocketAddr::new(address, port);
             let socket = UdpSocket::bind(at).with_context(|| format!("receive at {at} UDP"))?;
-            let sunk = sunk.clone();
+            let listener = TcpListener::bind(at).with_context(|| format!("receive at {at} TCP"))?;
+            let (of_socket, of_listener) = (sunk.clone(), sunk.clone());
+            thread::spawn(move || count_datagrams(&socket, &of_socket));
             thread::spawn(move || {
-                let mut buffer = [0; 64];
-                loop {
-                    match socket.recv(&mut buffer) {
-                        Ok(_) => {
-                            let now = now_ns();
-                            let number = buffer.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
-                            let mut sunk = sunk.lock().unwrap_or_else(PoisonError::into_inner);
-                            if sunk.arrived.count == 0 {
-                                sunk.first_number = number;
-                            }
-                            sunk.last_number = number;
-                            sunk.arrived.add(now);
-                        }
-                        Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                        Err(_) => return,
-                    }
+                // A connection that ended before it was accepted counts nothing.
+                for stream in listener.incoming().flatten() {
+                    let sunk = of_listener.clone();
+                    thread::spawn(move || count_records(stream, &sunk));
                 }
             });
         }
@@ -100,5 +165,92 @@ impl Sink {
     pub(super) fn read(&self, reset: bool) -> Sunk {
         let mut sunk = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if reset { std::mem::take(&mut *sunk) } else { *sunk }
+    }
+}
+
+fn count_datagrams(socket: &UdpSocket, sunk: &Mutex<Sunk>) {
+    let mut record = Record::default();
+    loop {
+        match socket.recv(&mut record) {
+            Ok(length) if length == record.len() => count(&record, sunk),
+            // Not of a stream.
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+fn count_records(stream: TcpStream, sunk: &Mutex<Sunk>) {
+    let mut stream = BufReader::new(stream);
+    let mut record = Record::default();
+    // The end, of whatever kind, is the sender's to tell.
+    while stream.read_exact(&mut record).is_ok() {
+        count(&record, sunk);
+    }
+}
+
+fn count(record: &Record, sunk: &Mutex<Sunk>) {
+    let now_ns = now_ns();
+    let (number, sent_ns) = record.split_at(8);
+    let part = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().expect("a record has two parts of 8 bytes"));
+    let (number, sent_ns) = (part(number), part(sent_ns));
+    let mut sunk = sunk.lock().unwrap_or_else(PoisonError::into_inner);
+    if sunk.arrived.count == 0 {
+        (sunk.first_number, sunk.first_sent_ns) = (number, sent_ns);
+    }
+    (sunk.last_number, sunk.last_sent_ns) = (number, sent_ns);
+    sunk.arrived.add(now_ns);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// A port that nobody has.
+    fn free_port() -> u16 {
+        let socket = UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).expect("a socket on loopback");
+        socket.local_addr().expect("it is bound").port()
+    }
+
+    #[track_caller]
+    fn check(begin: impl Fn(SocketAddr) -> anyhow::Result<Blast>) {
+        let port = free_port();
+        for address in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+            let sink = Sink::open(&[address], port).expect("a sink on loopback");
+            let before = now_ns();
+            let blast = begin(SocketAddr::new(address, port)).expect("a stream on loopback");
+            let begin = Instant::now();
+            while sink.read(false).arrived.count < 100 {
+                assert!(begin.elapsed() < PATIENCE, "{:?}", sink.read(false));
+                thread::sleep(Duration::from_millis(1));
+            }
+            let sunk = sink.read(true);
+            assert_eq!(sunk.first_number, 0);
+            assert_eq!(sunk.last_number + 1, sunk.arrived.count, "loopback loses nothing");
+            assert!(before <= sunk.first_sent_ns && sunk.first_sent_ns <= sunk.arrived.first_ns);
+            assert_eq!(blast.sent_ns(sunk.last_number), Some(sunk.last_sent_ns));
+            assert_eq!(blast.sent_ns(u64::MAX), None);
+            drop(blast);
+            thread::sleep(Duration::from_millis(20));
+            let after = sink.read(true);
+            thread::sleep(Duration::from_millis(20));
+            assert_eq!(sink.read(false).arrived.count, 0, "it ended after {after:?}");
+        }
+    }
+
+    #[test]
+    fn counts_datagrams_of_running_and_fresh_flows() {
+        check(|to| Blast::start(to, Duration::from_micros(200), false));
+        check(|to| Blast::start(to, Duration::from_micros(200), true));
+    }
+
+    #[test]
+    fn counts_records_of_a_connection() {
+        check(|to| Blast::pour(TcpStream::connect(to)?, Duration::from_micros(200)));
     }
 }
