@@ -3,6 +3,7 @@
 pub mod cases;
 pub mod dynamic;
 pub mod e2e;
+pub mod latency;
 pub mod oracle;
 pub mod scenarios;
 pub mod worlds;

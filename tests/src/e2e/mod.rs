@@ -10,7 +10,7 @@
 //! Any kubeconfig serves. Everything that is made bears the label `npolicy-e2e=true` and goes in the end.
 
 mod api;
-mod channel;
+pub(crate) mod channel;
 mod drops;
 mod install;
 mod life;
