@@ -11,9 +11,9 @@ use tokio::net::TcpStream;
 use tokio::task::{AbortHandle, spawn_local};
 
 use super::super::message::{Answer, Outcome, Target, Watched};
+use super::now_ns;
 use super::probe::attempt;
 use super::stream::Blast;
-use super::now_ns;
 
 /// One of them; it ends when this is dropped.
 pub(super) enum Background {
