@@ -25,6 +25,9 @@ struct Args {
     /// Name of npolicy's image, where it is not the manifests' own
     #[arg(long, value_name = "NAME")]
     image: Option<String>,
+    /// A flag for `npolicy install`
+    #[arg(long = "install-flag", value_name = "FLAG", allow_hyphen_values = true)]
+    install_flags: Vec<String>,
     /// Name of the test pods' image
     #[arg(long, value_name = "NAME", default_value = "localhost/npolicy-peer:test")]
     peer_image: String,
@@ -75,7 +78,7 @@ async fn run(args: Args) -> anyhow::Result<bool> {
         without: args.without,
         all: args.all,
         focus: args.focus,
-        install: args.npolicy.map(|npolicy| Install { npolicy, image: args.image }),
+        install: args.npolicy.map(|npolicy| Install { npolicy, image: args.image, flags: args.install_flags }),
         peer_image: args.peer_image,
         upstream: args.e2e_test,
         machine: (!args.cluster_command.is_empty()).then_some(Machine { command: args.cluster_command }),

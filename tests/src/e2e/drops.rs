@@ -84,13 +84,7 @@ pub async fn run(api: &Api, image: &str, report: &mut Report) -> anyhow::Result<
 }
 
 /// Tries until it is denied, and looks for the line. Returns it.
-async fn deny_and_find(
-    live: &Live,
-    case: &Case,
-    client: &str,
-    server: &str,
-    to: IpAddr,
-) -> anyhow::Result<String> {
+async fn deny_and_find(live: &Live, case: &Case, client: &str, server: &str, to: IpAddr) -> anyhow::Result<String> {
     let target = Target { to, protocol: Protocol::Tcp, port: PORT };
     let begin = Instant::now();
     loop {
@@ -129,9 +123,8 @@ async fn find(
     to: IpAddr,
 ) -> anyhow::Result<Option<String>> {
     let log = log(api, agent, 40).await?;
-    let tells = |line: &&str| {
-        serde_json::from_str::<Value>(line).is_ok_and(|line| tells_of(&line, case, client, server, to))
-    };
+    let tells =
+        |line: &&str| serde_json::from_str::<Value>(line).is_ok_and(|line| tells_of(&line, case, client, server, to));
     Ok(log.lines().find(tells).map(str::to_owned))
 }
 

@@ -26,6 +26,8 @@ pub struct Install {
     pub npolicy: PathBuf,
     /// Name of the image; none: what the manifests say.
     pub image: Option<String>,
+    /// More flags of `npolicy install`.
+    pub flags: Vec<String>,
 }
 
 /// Whether npolicy's DaemonSet is on the cluster.
@@ -46,7 +48,8 @@ pub async fn is_installed(api: &Api) -> anyhow::Result<bool> {
 pub async fn install(api: &Api, what: &Install) -> anyhow::Result<String> {
     let was_there = is_installed(api).await?;
     let mut command = Command::new(&what.npolicy);
-    command.arg("install").args(what.image.iter().flat_map(|image| ["--image", image])).stdin(Stdio::null());
+    command.arg("install").args(what.image.iter().flat_map(|image| ["--image", image]));
+    command.args(&what.flags).stdin(Stdio::null());
     let named = || format!("{} install", what.npolicy.display());
     let printed = command.output().await.with_context(named)?;
     ensure!(printed.status.success(), "{}: {}", named(), String::from_utf8_lossy(&printed.stderr).trim_end());

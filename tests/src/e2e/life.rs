@@ -86,8 +86,7 @@ pub async fn run(api: &Api, image: &str, machine: Option<&Machine>, report: &mut
     let begin = Instant::now();
     let done = scene.rolling_update().await;
     report.add_result(SUITE, "rolling update of the agents", begin, done);
-    let names =
-        ["a node cut off from the API server, while a policy changes", "a node restarted, while others go on"];
+    let names = ["a node cut off from the API server, while a policy changes", "a node restarted, while others go on"];
     let Some(machine) = machine else {
         for name in names {
             report.leave_out(SUITE, name, "only `cargo xtask cluster` can do this to its nodes");
@@ -362,7 +361,8 @@ fn processes_of(agent: &Agent) -> anyhow::Result<Vec<Pid>> {
         let is_of_pod = groups.contains(&agent.uid) || groups.contains(&agent.uid.replace('-', "_"));
         let Ok(command) = fs::read(path.join("cmdline")) else { continue };
         let mut words = command.split(|byte| *byte == 0);
-        let is_agent = words.next().is_some_and(|program| program.ends_with(b"npolicy")) && words.next() == Some(b"agent");
+        let is_agent =
+            words.next().is_some_and(|program| program.ends_with(b"npolicy")) && words.next() == Some(b"agent");
         if is_of_pod && is_agent {
             found.extend(Pid::from_raw(number));
         }

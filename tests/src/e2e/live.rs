@@ -139,7 +139,8 @@ impl Live {
         // Pods that have just come have addresses now.
         let addresses = self.addresses(objects);
         for kind in ["NetworkPolicy", "ClusterNetworkPolicy"] {
-            let changed = objects.of_kind(kind).map(|object| addresses.policy(object)).collect::<Result<Vec<_>, _>>()?;
+            let changed =
+                objects.of_kind(kind).map(|object| addresses.policy(object)).collect::<Result<Vec<_>, _>>()?;
             self.apply_changed(changed).await?;
         }
         Ok(())
@@ -162,8 +163,7 @@ impl Live {
         }
         for object in objects.of_kind("Node") {
             let listed = object["status"]["addresses"].as_array().into_iter().flatten();
-            let written: Vec<IpAddr> =
-                listed.filter_map(|address| address["address"].as_str()?.parse().ok()).collect();
+            let written: Vec<IpAddr> = listed.filter_map(|address| address["address"].as_str()?.parse().ok()).collect();
             if let Some(node) = self.nodes.iter().find(|node| object["metadata"]["name"] == *node.written) {
                 add(&written, &node.addresses);
             }
@@ -174,11 +174,6 @@ impl Live {
     /// A pod by its key in the scenario.
     pub(super) fn pod(&self, key: &str) -> anyhow::Result<&Pod> {
         self.pods.get(key).with_context(|| format!("there is no pod {key}"))
-    }
-
-    /// The pod that stands for a node, by the scenario's name.
-    pub(super) fn host(&self, node: &str) -> anyhow::Result<&Pod> {
-        self.pod(&host_key(node))
     }
 
     /// The address of a Service, of a family.

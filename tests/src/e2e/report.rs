@@ -150,7 +150,8 @@ impl Report {
             );
             for case in of_suite {
                 let (name, time) = (escaped(&case.name), case.time.as_secs_f64());
-                let _ = write!(xml, "    <testcase classname=\"{}\" name=\"{name}\" time=\"{time:.3}\">", escaped(suite));
+                let _ =
+                    write!(xml, "    <testcase classname=\"{}\" name=\"{name}\" time=\"{time:.3}\">", escaped(suite));
                 match &case.outcome {
                     Outcome::Passed => {}
                     Outcome::Failed(how) => {

@@ -103,7 +103,10 @@ pub async fn run(api: &Api, options: &Options, report: &mut Report) -> anyhow::R
 async fn run_parts(api: &Api, options: &Options, report: &mut Report) -> anyhow::Result<()> {
     if options.without {
         let is_there = install::is_installed(api).await?;
-        ensure!(!is_there, "npolicy is installed on this cluster; what it enforces stays in force also without its agents");
+        ensure!(
+            !is_there,
+            "npolicy is installed on this cluster; what it enforces stays in force also without its agents"
+        );
     } else if let Some(what) = &options.install {
         let begin = Instant::now();
         let installed = install::install(api, what).await;

@@ -31,6 +31,8 @@ pub struct Choice {
 /// Waits for an answer while a step settles, and in the second reading: of what must be accepted, and of what must not.
 const FIRST: (&[u64], &[u64]) = (&[900], &[400]);
 const SECOND: (&[u64], &[u64]) = (&[900, 3500], &[500]);
+/// Why a probe from or to an address is not made.
+const OUTSIDE: &str = "nobody outside of the cluster takes part";
 /// How many differences of a step are shown.
 const SHOWN: usize = 12;
 
@@ -316,7 +318,7 @@ fn probe<'a>(
     };
     let node_of = |end: &str| end.strip_prefix("node:").map(str::to_owned).or_else(|| on_host(end));
     if expected.from.starts_with("ip:") {
-        return Err("nobody outside of the cluster takes part, and nothing forwards for others".into());
+        return Err(OUTSIDE.into());
     }
     let source = node_of(&expected.from).map_or_else(|| expected.from.clone(), |node| host_key(&node));
     let protocol = match expected.port.protocol.as_str() {
@@ -337,7 +339,7 @@ fn probe<'a>(
         (to, who.map(|(namespace, pod)| format!("{namespace}/{pod}")))
     } else if let Some(written) = expected.to.strip_prefix("ip:") {
         let written = written.parse().map_err(|_| format!("{written} is no address"))?;
-        (addresses.real(written).ok_or("nobody outside of the cluster takes part")?, None)
+        (addresses.real(written).ok_or(OUTSIDE)?, None)
     } else {
         let key = node_of(&expected.to).map_or_else(|| expected.to.clone(), |node| host_key(&node));
         let pod = live.pod(&key).map_err(|error| error.to_string())?;

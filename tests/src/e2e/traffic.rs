@@ -113,7 +113,9 @@ impl Traffic {
         }
         let connections = self.flows.iter().filter(|flow| flow.must == Must::Live).count();
         let [numbers, accepted, denied] = counts;
-        Ok(format!("{connections} connections lived ({numbers} numbers), {accepted} new ones accepted, {denied} denied"))
+        Ok(format!(
+            "{connections} connections lived ({numbers} numbers), {accepted} new ones accepted, {denied} denied"
+        ))
     }
 
     /// What the watches of a source counted so far, by its destination.
@@ -132,7 +134,9 @@ impl Traffic {
 /// How many of a flow there were, or what is wrong.
 fn judge(flow: &Flow, answer: &Answer) -> Result<u64, String> {
     match (flow.must, answer) {
-        (Must::Live, Answer::Held { ended: Some(why), echoed, .. }) => Err(format!("ended after {echoed} numbers: {why}")),
+        (Must::Live, Answer::Held { ended: Some(why), echoed, .. }) => {
+            Err(format!("ended after {echoed} numbers: {why}"))
+        }
         (Must::Live, Answer::Held { longest_gap_ms, .. }) if *longest_gap_ms > LONGEST_GAP_MS => {
             Err(format!("rested for {longest_gap_ms} ms"))
         }

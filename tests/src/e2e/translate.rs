@@ -215,7 +215,9 @@ mod tests {
         let blocks = addresses().blocks(block.parse().unwrap(), &except);
         let shown: Vec<String> = blocks
             .iter()
-            .map(|(block, except)| except.iter().fold(block.to_string(), |shown, except| format!("{shown} but {except}")))
+            .map(|(block, except)| {
+                except.iter().fold(block.to_string(), |shown, except| format!("{shown} but {except}"))
+            })
             .collect();
         assert_eq!(shown.join(", "), expected);
     }
