@@ -55,10 +55,10 @@ pub(crate) struct Args {
 }
 
 /// Name of the test pods' image.
-const PEER: &str = "localhost/npolicy-peer:test";
+pub(crate) const PEER: &str = "localhost/npolicy-peer:test";
 
 /// Where the tests run.
-struct Target {
+pub(crate) struct Target {
     kubeconfig: PathBuf,
     means: Means,
 }
@@ -80,30 +80,34 @@ enum Means {
 ///
 /// There is no cluster, something does not build, or a test fails; the table above it says which.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let target = find(args)?;
+    let target = find(args.kubeconfig.as_deref(), args.context.as_deref())?;
     let agent = if args.without || args.installed { None } else { Some(image::agent()?) };
     // The whole workspace decides the features, so that what `cargo xtask test` has built serves here too.
     process::run(workspace::cargo().args(["build", "--locked", "--workspace", "--bin", "npolicy", "--bin", "e2e"]))?;
     let archives: Vec<PathBuf> = agent.into_iter().chain([peer()?]).collect();
     if !args.loaded {
-        load(&target.means, &archives)?;
+        load(&target, &archives)?;
     }
     process::run(&mut command(args, &target)).context("end-to-end tests")
 }
 
-/// The cluster that is meant.
-fn find(args: &Args) -> anyhow::Result<Target> {
+/// The cluster that is meant: that of `cargo xtask cluster`, where none is named.
+///
+/// # Errors
+///
+/// None runs, or the kubeconfig cannot be read.
+pub(crate) fn find(kubeconfig: Option<&Path>, context: Option<&str>) -> anyhow::Result<Target> {
     let own = cluster::State::running().map(|running| running.kubeconfig);
-    let kubeconfig = match (&args.kubeconfig, own) {
+    let kubeconfig = match (kubeconfig, own) {
         (None, None) => {
             bail!("no cluster runs here: `cargo xtask cluster up` makes one, or --kubeconfig names another")
         }
         (None, Some(own)) => return Ok(Target { kubeconfig: own, means: Means::Own }),
         (Some(named), Some(own)) if is_same(named, &own) => return Ok(Target { kubeconfig: own, means: Means::Own }),
-        (Some(named), _) => named.clone(),
+        (Some(named), _) => named.to_owned(),
     };
     let text = fs::read_to_string(&kubeconfig).with_context(|| format!("read {}", kubeconfig.display()))?;
-    let means = kind_of(&text, args.context.as_deref()).map_or(Means::None, Means::Kind);
+    let means = kind_of(&text, context).map_or(Means::None, Means::Kind);
     Ok(Target { kubeconfig, means })
 }
 
@@ -136,8 +140,13 @@ pub(crate) fn peer() -> anyhow::Result<PathBuf> {
     Ok(archive)
 }
 
-fn load(means: &Means, archives: &[PathBuf]) -> anyhow::Result<()> {
-    match means {
+/// Puts images on the cluster's nodes.
+///
+/// # Errors
+///
+/// It does not work, or nobody knows how; then whoever runs us is told to do it.
+pub(crate) fn load(target: &Target, archives: &[PathBuf]) -> anyhow::Result<()> {
+    match &target.means {
         Means::Own => cluster::load(archives),
         Means::Kind(name) => {
             for archive in archives {
@@ -153,17 +162,29 @@ fn load(means: &Means, archives: &[PathBuf]) -> anyhow::Result<()> {
     }
 }
 
+/// A program of the tests, told which cluster is meant.
+pub(crate) fn on_target(program: &str, target: &Target, context: Option<&str>) -> Command {
+    let mut command = Command::new(workspace::target().join("debug").join(program));
+    command.current_dir(workspace::root()).arg("--kubeconfig").arg(&target.kubeconfig);
+    command.args(context.iter().flat_map(|context| ["--context", context]));
+    let kubectl = workspace::root().join("target/cluster/bin/kubectl");
+    if process::is_program(&kubectl) {
+        command.arg("--kubectl").arg(kubectl);
+    }
+    if target.means == Means::Own {
+        // Nothing between us and a cluster of this machine.
+        for proxy in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+            command.env_remove(proxy);
+        }
+    }
+    command
+}
+
 /// The tests' program with its flags.
 fn command(args: &Args, target: &Target) -> Command {
     let built = workspace::root().join("target/cluster");
     let debug = workspace::target().join("debug");
-    let mut command = Command::new(debug.join("e2e"));
-    command.current_dir(workspace::root()).arg("--kubeconfig").arg(&target.kubeconfig);
-    command.args(args.context.iter().flat_map(|context| ["--context", context]));
-    let kubectl = built.join("bin/kubectl");
-    if process::is_program(&kubectl) {
-        command.arg("--kubectl").arg(kubectl);
-    }
+    let mut command = on_target("e2e", target, args.context.as_deref());
     if !args.without && !args.installed {
         command.arg("--npolicy").arg(debug.join("npolicy"));
         // Nodes of kind have no bpffs.
@@ -180,10 +201,6 @@ fn command(args: &Args, target: &Target) -> Command {
     }
     command.arg("--out").arg(workspace::root().join("target/e2e"));
     if target.means == Means::Own {
-        // Nothing between us and a cluster of this machine.
-        for proxy in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
-            command.env_remove(proxy);
-        }
         let ourselves = env::current_exe().unwrap_or_else(|_| "cargo-xtask".into());
         command.arg("--cluster-command").arg(ourselves).arg("cluster");
     }
