@@ -98,6 +98,8 @@ async fn a_server_that_refuses_to_stream_is_asked_for_pages() {
     for refusal in [
         status(422, "Invalid", "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch"),
         status(400, "BadRequest", "resourceVersionMatch is forbidden for watch"),
+        // An API server before an etcd that does not tell how far a watch has come.
+        status(500, "", "the required storage feature RequestWatchProgress is disabled"),
     ] {
         let server = Server::default();
         server.script(
