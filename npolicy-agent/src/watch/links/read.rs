@@ -135,7 +135,7 @@ fn find_engines(dump: &mut Dump, host: &mut BTreeMap<u32, HostLink>) -> io::Resu
                 Err(error) if is_gone(&error) => continue,
                 filters => filters?,
             };
-            link.engines.extend(filters.iter().map(|filter| format!("a {discipline} filter ({filter}, {side})")));
+            link.engines.extend(filters.iter().map(|filter| format!("a filter of `{discipline}` ({filter}, {side})")));
         }
     }
     Ok(())

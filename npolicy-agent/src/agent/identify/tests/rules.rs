@@ -394,7 +394,7 @@ fn an_interface_without_a_pod_is_told_of_after_a_while() {
 #[test]
 fn another_engine_is_named() {
     let mut world = World::new();
-    world.veth(7, "10.1.0.5").engines = vec!["a clsact filter (bpf cil_from_container, in)".into()];
+    world.veth(7, "10.1.0.5").engines = vec!["a filter of `clsact` (bpf cil_from_container, in)".into()];
     world.pass();
-    world.check_told(&["veth7: a clsact filter (bpf cil_from_container, in) is on it"]);
+    world.check_told(&["veth7: a filter of `clsact` (bpf cil_from_container, in) is on it"]);
 }
