@@ -27,6 +27,7 @@ use crate::watch::links::{HostLink, LinkWatch, Links};
 use crate::watch::manifests::Manifests;
 
 mod denial;
+pub mod identify;
 
 /// How often denials are read from the ring buffer.
 const EVENTS_EVERY: Duration = Duration::from_millis(20);
