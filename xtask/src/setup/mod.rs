@@ -102,6 +102,24 @@ pub(crate) fn test_tools() -> anyhow::Result<Option<String>> {
     Ok(Some(format!("this machine lacks {missing}: {}", debian::install_command(TEST_PACKAGES))))
 }
 
+/// Installs `packages` for `what` as far as this user may; nothing if there are none.
+///
+/// # Errors
+///
+/// We may not, with the command to copy first; or a package does not install.
+pub(crate) fn install_missing(what: &str, packages: &[&'static str]) -> anyhow::Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    if debian::available() && process::is_root() {
+        return debian::install(packages);
+    }
+    anyhow::bail!(
+        "{}\nrun the line above, or install what your system calls these: {what} needs them",
+        debian::install_command(packages)
+    )
+}
+
 /// Finds the clippy of a BPF compiler; as root on Debian, installs it.
 ///
 /// # Errors
