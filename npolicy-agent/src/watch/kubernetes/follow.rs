@@ -147,6 +147,7 @@ impl Follower {
                 // Without what it takes, some servers refuse, and some answer with an error of their own.
                 Err(Stop::Failed(failure)) if matches!(failure.cause, Cause::Refused | Cause::Server) => {
                     debug!(kind = %self.kind, "{failure}; listing by pages");
+                    self.pages_only = failure.cause == Cause::Refused;
                 }
                 other => return other,
             }
