@@ -2,8 +2,11 @@
 
 mod bench;
 mod ci;
+mod cluster;
 mod demo;
 mod ebpf;
+mod image;
+mod kind;
 mod lint;
 mod object;
 mod process;
@@ -39,6 +42,12 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Build a static npolicy and write the image that the DaemonSet runs, without a container engine
+    Image,
+    /// Run a real Kubernetes of two nodes out of namespaces on this machine
+    Cluster(cluster::Args),
+    /// Run a cluster of two nodes by kind, on a machine with docker
+    Kind(kind::Args),
     /// Load the BPF object and hold the instructions that the verifier walks against their budgets
     Verifier,
     /// Measure what a packet costs, beside the kernel's own units
@@ -54,6 +63,9 @@ fn main() -> ExitCode {
         Command::Ci => return ci::run(),
         Command::Ebpf { check: false } => ebpf::write(),
         Command::Ebpf { check: true } => ebpf::check(),
+        Command::Image => image::run(),
+        Command::Cluster(args) => cluster::run(&args),
+        Command::Kind(args) => kind::run(&args),
         Command::Verifier => verifier::run(),
         Command::Bench(args) => bench::run(&args),
         Command::Tidy => tidy::run(),
