@@ -18,6 +18,7 @@ mod crd;
 mod daemon;
 mod files;
 mod forward;
+mod go;
 mod guard;
 mod images;
 mod machine;
