@@ -11,6 +11,7 @@ use super::{
 };
 
 const CP: Machine = Machine::ControlPlane;
+const ETCD_PORT: u16 = 2379;
 const ETCD: &str = "http://127.0.0.1:2379";
 const ETCD_PEERS: &str = "http://127.0.0.1:2380";
 
@@ -25,11 +26,10 @@ pub(super) fn start(options: &Options) -> anyhow::Result<()> {
     forward::start()?;
     start_etcd()?;
     pki::write_admin_kubeconfig()?;
-    network::wait_for_port(CP, 2379, Duration::from_secs(30)).with_context(|| daemon::last_words(CP, "etcd"))?;
+    daemon::wait_for((CP, "etcd"), "etcd", Duration::from_secs(60), || network::expect_listener(CP, ETCD_PORT))?;
     start_api_server(options)?;
     let ready = || command::quiet(command::kubectl().args(["get", "--raw=/readyz", "--request-timeout=5s"]));
-    command::wait_for("the API server", Duration::from_secs(90), ready)
-        .with_context(|| daemon::last_words(CP, "kube-apiserver"))?;
+    daemon::wait_for((CP, "kube-apiserver"), "the API server", Duration::from_secs(180), ready)?;
     start_controller_manager(options)?;
     let mut scheduler = command::in_network_of(CP, "kube-scheduler");
     scheduler.arg(flag("--kubeconfig", pki::kubeconfig("kube-scheduler"))).arg("--leader-elect=false");

@@ -4,11 +4,13 @@ use std::{
     env, fs,
     path::PathBuf,
     process::{Command, Stdio},
+    time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 use super::{cgroup, command, machine::Machine};
+use crate::workspace;
 
 /// Enters the cgroups whose files are named before `--`, then becomes the rest in a session of its own: no key of the
 /// terminal reaches it.
@@ -32,7 +34,7 @@ pub(super) fn start(machine: Machine, name: &str, program: &Command) -> anyhow::
     let mut shell = command::command("sh");
     shell.args(["-c", ENTER, "sh"]).args(cgroup::entries(machine)?).arg("--");
     shell.arg(program.get_program()).args(program.get_args());
-    let child = shell
+    let mut child = shell
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log)
@@ -40,7 +42,32 @@ pub(super) fn start(machine: Machine, name: &str, program: &Command) -> anyhow::
         .spawn()
         .with_context(|| format!("start {name} on {}", machine.name()))?;
     fs::write(pid_file(machine, name), child.id().to_string())
-        .with_context(|| format!("remember the process of {name} on {}", machine.name()))
+        .with_context(|| format!("remember the process of {name} on {}", machine.name()))?;
+    command::wait_for(&format!("{name} in its cgroup"), Duration::from_secs(30), || {
+        let ended = child.try_wait().context("ask for a process")?;
+        if ended.is_none() && !is_running(machine, name) { bail!("not there yet") } else { Ok(()) }
+    })
+}
+
+/// Tries `attempt` until it succeeds, as long as the program of that name runs.
+///
+/// # Errors
+///
+/// It did not for so long, or the program ended; with the last error and the end of its log.
+pub(super) fn wait_for<T>(
+    (machine, name): (Machine, &str),
+    what: &str,
+    limit: Duration,
+    mut attempt: impl FnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let outcome = command::wait_for(what, limit, || match attempt() {
+        // Nothing is to be waited for any more.
+        Err(error) if !is_running(machine, name) => {
+            Ok(Err(error.context(format!("{name} on {} has ended", machine.name()))))
+        }
+        outcome => outcome.map(Ok),
+    });
+    outcome.and_then(|outcome| outcome).with_context(|| last_words(machine, name))
 }
 
 /// Whether the program of that name runs on `machine`.
@@ -54,11 +81,12 @@ pub(super) fn pid(machine: Machine, name: &str) -> Option<i32> {
 }
 
 /// The end of what it logged.
-pub(super) fn last_words(machine: Machine, name: &str) -> String {
+fn last_words(machine: Machine, name: &str) -> String {
     let text = fs::read(log_file(machine, name)).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<_> = text.lines().collect();
-    lines[lines.len().saturating_sub(3)..].join("\n")
+    let last = lines[lines.len().saturating_sub(3)..].join("\n");
+    format!("{} ends with:\n{last}\n", workspace::relative(&log_file(machine, name)).display())
 }
 
 /// Where it logs.

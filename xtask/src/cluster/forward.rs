@@ -17,7 +17,7 @@ use anyhow::Context as _;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::{
-    command, daemon,
+    daemon,
     machine::{API_PORT, CONTROL_PLANE, Machine},
 };
 
@@ -56,9 +56,8 @@ pub(super) fn run() -> anyhow::Result<()> {
 ///
 /// It does not run.
 pub(super) fn port() -> anyhow::Result<u16> {
-    command::wait_for("the forwarder's port", Duration::from_secs(10), || {
-        let text =
-            fs::read_to_string(port_file()).with_context(|| daemon::last_words(Machine::ControlPlane, "forwarder"))?;
+    daemon::wait_for((Machine::ControlPlane, "forwarder"), "the forwarder's port", Duration::from_secs(30), || {
+        let text = fs::read_to_string(port_file()).with_context(|| format!("read {}", port_file().display()))?;
         text.trim().parse().with_context(|| format!("read {}", port_file().display()))
     })
 }

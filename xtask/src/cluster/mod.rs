@@ -337,7 +337,15 @@ pub(crate) fn cni_plugins(kind: Cni, cidrs: &[String]) -> String {
 }
 
 fn running() -> anyhow::Result<Running> {
-    State::running().context("there is no cluster: run `cargo xtask cluster up` first")
+    let Some(running) = State::running() else {
+        if state::read().is_some() && network::exists() {
+            bail!(
+                "not all of the cluster runs: `cargo xtask cluster status` says what, `cargo xtask cluster up` starts it"
+            );
+        }
+        bail!("there is no cluster: run `cargo xtask cluster up` first");
+    };
+    Ok(running)
 }
 
 fn needs_root(what: &str) -> anyhow::Result<()> {

@@ -8,7 +8,7 @@
 //!
 //! This machine's own namespace gets no address, no route and no interface.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, bail};
 
@@ -192,20 +192,18 @@ pub(super) fn mend(node: Node) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until a port answers on `machine`, asked from its own network.
+/// Tells whether something listens on a port of `machine`.
 ///
 /// # Errors
 ///
-/// It does not.
-pub(super) fn wait_for_port(machine: Machine, port: u16, limit: Duration) -> anyhow::Result<()> {
-    command::wait_for(&format!("port {port} of {}", machine.name()), limit, || {
-        let listening =
-            command::quiet(command::in_network_of(machine, "ss").args(["-Htln", &format!("sport = {port}")]))?;
-        if listening.trim().is_empty() {
-            bail!("nothing listens there");
-        }
-        Ok(())
-    })
+/// Nothing does.
+pub(super) fn expect_listener(machine: Machine, port: u16) -> anyhow::Result<()> {
+    let mut ss = command::in_network_of(machine, "ss");
+    let listening = command::quiet(ss.args(["-Htln", &format!("sport = {port}")]))?;
+    if listening.trim().is_empty() {
+        bail!("nothing listens on port {port} of {}", machine.name());
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -54,10 +54,9 @@ pub(super) fn start(node: Node, options: &Options) -> anyhow::Result<()> {
     let ourselves = daemon::ourselves(&["init", node.name(), &mount_namespace()?])?;
     init.arg(ourselves.get_program()).args(ourselves.get_args());
     daemon::start(machine, "init", &init)?;
-    command::wait_for("the namespaces of a node", Duration::from_secs(15), || {
+    daemon::wait_for((machine, "init"), "the namespaces of a node", Duration::from_secs(60), || {
         command::quiet(inside(node, "test")?.args(["-e", READY]))
-    })
-    .with_context(|| daemon::last_words(machine, "init"))?;
+    })?;
     files::replace(&files::of_node(node, "kubelet.json"), &files::kubelet(node))?;
     files::replace(&files::of_node(node, "containerd.toml"), &files::containerd())?;
     files::replace(&files::of_node(node, "kube-proxy.json"), &files::kube_proxy(node, options))?;
@@ -65,10 +64,9 @@ pub(super) fn start(node: Node, options: &Options) -> anyhow::Result<()> {
     let mut containerd = inside(node, "containerd")?;
     containerd.arg("--config").arg(files::of_node(node, "containerd.toml"));
     daemon::start(machine, "containerd", &containerd)?;
-    command::wait_for("containerd", Duration::from_secs(30), || {
+    daemon::wait_for((machine, "containerd"), "containerd", Duration::from_secs(60), || {
         command::quiet(inside(node, "ctr")?.args(["--connect-timeout", "3s", "version"]))
-    })
-    .with_context(|| daemon::last_words(machine, "containerd"))?;
+    })?;
 
     let mut kubelet = inside(node, "kubelet")?;
     kubelet.arg(format!("--config={}", files::of_node(node, "kubelet.json").display()));
@@ -89,13 +87,13 @@ pub(super) fn start(node: Node, options: &Options) -> anyhow::Result<()> {
 ///
 /// The controller manager gives it none, or a file or route cannot be written.
 pub(super) fn give_addresses(node: Node, options: &Options) -> anyhow::Result<()> {
-    let cidrs = command::wait_for("addresses for pods", Duration::from_secs(60), || {
+    let kubelet = (Machine::Node(node), "kubelet");
+    let cidrs = daemon::wait_for(kubelet, "addresses for pods", Duration::from_secs(120), || {
         let path = "jsonpath={.spec.podCIDRs[*]}";
         let answer = command::quiet(command::kubectl().args(["get", "node", node.name(), "-o", path]))?;
         let cidrs: Vec<_> = answer.split_whitespace().map(str::to_owned).collect();
         if cidrs.is_empty() { bail!("node {node} has no block of them yet") } else { Ok(cidrs) }
-    })
-    .with_context(|| daemon::last_words(Machine::Node(node), "kubelet"))?;
+    })?;
     let list = files::of_node(node, "cni.conflist");
     files::replace(&list, &files::cni(options.cni, &cidrs))?;
     command::quiet(inside(node, "cp")?.arg(&list).arg("/etc/cni/net.d/10-npolicy-cluster.conflist"))?;
@@ -108,16 +106,15 @@ pub(super) fn give_addresses(node: Node, options: &Options) -> anyhow::Result<()
 ///
 /// It does not become ready; with the end of the kubelet's log.
 pub(super) fn wait_until_ready(node: Node) -> anyhow::Result<()> {
+    let kubelet = (Machine::Node(node), "kubelet");
     let answers = format!("--raw=/api/v1/nodes/{node}/proxy/healthz");
-    command::wait_for(&format!("the kubelet of {node}"), Duration::from_secs(60), || {
+    daemon::wait_for(kubelet, &format!("the kubelet of {node}"), Duration::from_secs(120), || {
         command::quiet(command::kubectl().args(["get", &answers, "--request-timeout=3s"]))
-    })
-    .and_then(|_| {
-        let mut wait = command::kubectl();
-        wait.args(["wait", "--for=condition=Ready", "node", node.name(), "--timeout=120s"]);
-        command::quiet(&mut wait)
-    })
-    .with_context(|| daemon::last_words(Machine::Node(node), "kubelet"))?;
+    })?;
+    daemon::wait_for(kubelet, &format!("{node} to be ready"), Duration::from_secs(120), || {
+        let wait = ["wait", "--for=condition=Ready", "node", node.name(), "--timeout=5s"];
+        command::quiet(command::kubectl().args(wait))
+    })?;
     Ok(())
 }
 
@@ -142,10 +139,15 @@ pub(super) fn restart(node: Node, options: &Options) -> anyhow::Result<()> {
         return Ok(());
     }
     // Until it is heard again, what is known of it is of before.
-    command::wait_for(&format!("a word from {node}"), Duration::from_secs(60), || match heartbeat(node)? {
-        now if now == before => bail!("it was last heard at {now}"),
-        _ => Ok(()),
-    })?;
+    daemon::wait_for(
+        (machine, "kubelet"),
+        &format!("a word from {node}"),
+        Duration::from_secs(120),
+        || match heartbeat(node)? {
+            now if now == before => bail!("it was last heard at {now}"),
+            _ => Ok(()),
+        },
+    )?;
     wait_until_ready(node)
 }
 

@@ -1,8 +1,11 @@
 //! `cargo xtask cluster status`.
 
-use std::fs;
+use std::{
+    fs,
+    io::{self, Write as _},
+};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 
 use super::{
     cgroup, command, daemon,
@@ -22,40 +25,51 @@ pub(super) fn print() -> anyhow::Result<()> {
         }
         bail!("no cluster runs: `cargo xtask cluster up` starts one");
     };
-    println!("up with {options}; KUBECONFIG={}", machine::kubeconfig().display());
+    let mut lines = Vec::new();
+    lines.push(format!("up with {options}; KUBECONFIG={}", machine::kubeconfig().display()));
     let mut missing = Vec::new();
     for machine in Machine::ALL {
         let name = machine.name();
         for program in daemon::names(machine) {
             match daemon::pid(machine, program).filter(|_| daemon::is_running(machine, program)) {
-                Some(pid) => println!("{name}  {program:24} pid {pid:>7} {:>5} MiB", resident(pid)),
+                Some(pid) => lines.push(format!("{name}  {program:24} pid {pid:>7} {:>5} MiB", resident(pid))),
                 None => {
-                    println!(
+                    lines.push(format!(
                         "{name}  {program:24} does not run; log: {}",
                         daemon::log_file(machine, program).display()
-                    );
+                    ));
                     missing.push(format!("{program} on {name}"));
                 }
             }
         }
         if let Some((processes, cached)) = cgroup::memory(machine) {
-            let mib = |bytes: u64| bytes >> 20;
-            println!(
-                "{name}  {:24} {:>17} MiB, and {} MiB of files cached",
-                "all, with pods",
-                mib(processes),
-                mib(cached)
-            );
+            let (processes, cached) = (processes >> 20, cached >> 20);
+            let what = "all, with pods";
+            lines.push(format!("{name}  {what:24} {processes:>17} MiB, and {cached} MiB of files cached"));
         }
     }
     for node in Node::ALL.into_iter().filter(|&node| network::is_cut(node)) {
-        println!("{node}  is cut off from the control plane: `cargo xtask cluster mend {}`", &node.name()[1..]);
+        lines.push(format!(
+            "{node}  is cut off from the control plane: `cargo xtask cluster mend {}`",
+            &node.name()[1..]
+        ));
     }
+    if missing.is_empty() {
+        lines.push(command::quiet(command::kubectl().args(["get", "nodes", "-o", "wide"]))?);
+    }
+    show(&lines.join("\n"))?;
     if !missing.is_empty() {
         bail!("not running: {}; `cargo xtask cluster up` starts them", missing.join(", "));
     }
-    print!("{}", command::quiet(command::kubectl().args(["get", "nodes", "-o", "wide"]))?);
     Ok(())
+}
+
+/// Prints `text`; whoever reads it may have seen enough.
+fn show(text: &str) -> anyhow::Result<()> {
+    match writeln!(io::stdout(), "{}", text.trim_end()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("print the status"),
+        _ => Ok(()),
+    }
 }
 
 /// MiB of memory that a process has to itself or shares; 0 if it is gone meanwhile.
