@@ -323,14 +323,24 @@ impl Live {
     ///
     /// They do not run.
     pub(super) async fn meet_again(&mut self, node: &str) -> anyhow::Result<()> {
+        let begin = Instant::now();
         for (key, pod) in self.pods.iter_mut().filter(|(_, pod)| pod.written.node == node) {
             let (of, name) = key.split_once('/').expect("a key");
-            wait_running(&self.api, &namespace(of), name, PATIENCE).await?;
-            pod.channel = Channel::new(&self.api, &namespace(of), name);
-            pod.addresses.clear();
             pod.served.clear();
+            pod.addresses.clear();
+            while pod.addresses.is_empty() {
+                // The API server says for a while that the pod of before the restart runs.
+                wait_running(&self.api, &namespace(of), name, PATIENCE).await?;
+                pod.channel = Channel::new(&self.api, &namespace(of), name);
+                match pod.channel.ask(Ask::Facts, ANSWER).await {
+                    Ok(Answer::Facts { addresses, sctp: _, now_ns: _ }) => pod.addresses = addresses,
+                    Ok(other) => bail!("{key} answers {other:?}"),
+                    Err(error) if begin.elapsed() > PATIENCE => return Err(error),
+                    Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+                }
+            }
         }
-        self.meet().await
+        Ok(())
     }
 
     /// A pod is refused until the controller manager has made its namespace's service account.
