@@ -1,5 +1,6 @@
 //! The datapath of a node: everything the agent may ask of the kernel.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -201,6 +202,12 @@ impl Datapath {
     pub fn publish(&mut self, plan: &Plan, owners: &[(u32, PodKey)]) -> Result<PublishReport, DatapathError> {
         self.has_published = true;
         self.publisher.publish(plan, None, owners)
+    }
+
+    /// Says of which interfaces is known that their pod is one of several: each publish from the next on gives them what
+    /// all of these may do, and no address. An interface that has an owner then is not looked at.
+    pub fn set_candidates(&mut self, candidates: BTreeMap<u32, Vec<PodKey>>) {
+        self.publisher.set_candidates(candidates);
     }
 
     /// Publishes a plan as [`Self::publish`] does, and looks only at what may differ: `changes` say how the plan differs

@@ -37,7 +37,7 @@ use super::maps::MappedArray;
 use super::numbers::{Numbers, PeerKey};
 use super::rulesets::Rulesets;
 use super::tables::{Limits, Tables};
-use crate::compile::{Changes, Plan, Subject};
+use crate::compile::{Changes, Plan, Ruleset, Subject};
 use crate::model::PodKey;
 
 use target::Target;
@@ -145,6 +145,8 @@ pub(super) struct Publisher {
     resting_rulesets: Vec<RulesetId>,
     /// Endpoints whose generation is to be raised once more after a grace period.
     raise_again: BTreeSet<u32>,
+    /// Interfaces whose pod is one of several.
+    candidates: BTreeMap<u32, Vec<PodKey>>,
     /// Whether [`Self::settle`] has anything to do.
     is_unsettled: bool,
     /// Lines that are gone for a grace period and whose slots wait for their last reading.
@@ -199,6 +201,7 @@ impl Publisher {
             in_use: BTreeSet::new(),
             resting_rulesets: Vec::new(),
             raise_again: BTreeSet::new(),
+            candidates: BTreeMap::new(),
             is_unsettled: true,
             gone: Vec::new(),
         })
@@ -208,6 +211,12 @@ impl Publisher {
     pub(super) fn write_constants(&self) {
         self.rulesets.write_constants();
         self.bundles.write_constants();
+    }
+
+    /// Says of which interfaces is known that their pod is one of several: they get what all of these may do, and no
+    /// address, at each publish from the next on. An interface that has an owner is not looked at.
+    pub(super) fn set_candidates(&mut self, candidates: BTreeMap<u32, Vec<PodKey>>) {
+        self.candidates = candidates;
     }
 
     /// Publishes a plan. `owners` names the pod behind each interface that has one and is enrolled; endpoints not named
@@ -308,14 +317,29 @@ impl Publisher {
             if is_complete {
                 self.in_force.insert(*ifindex, (pod.clone(), then));
             }
-            flips.push((*ifindex, subject, now, then));
+            flips.push((*ifindex, Some(subject), now, then));
+        }
+        for (&ifindex, pods) in &self.candidates {
+            let subjects: Vec<&Subject> = pods.iter().filter_map(|pod| plan.subjects.get(pod)).collect();
+            let Some(line) = self.lines.get(ifindex).filter(|_| !subjects.is_empty()) else { continue };
+            if subjects.len() < pods.len() || owners.iter().any(|(owned, _)| *owned == ifindex) {
+                continue;
+            }
+            let then = DIRECTIONS.map(|direction| {
+                let ruleset = Ruleset::all_of(subjects.iter().map(|subject| subject.ruleset(direction)));
+                // A pod that nobody knows yet has no earlier verdicts to keep.
+                writer.find_or_write(&ruleset, line.word.ruleset(direction)).unwrap_or(RulesetId::DENY_ALL)
+            });
+            flips.push((ifindex, None, line.word, then));
         }
         report.rulesets_written = writer.finish(plan);
         // What was written for a ruleset that then did not fit is collected.
         self.is_unsettled |= !report.degraded.is_empty();
 
         for (ifindex, subject, now, [ingress, egress]) in flips {
-            self.fill_addresses(ifindex, subject)?;
+            if let Some(subject) = subject {
+                self.fill_addresses(ifindex, subject)?;
+            }
             if (now.ruleset(Direction::Ingress), now.ruleset(Direction::Egress)) != (ingress, egress) {
                 self.lines.flip(ifindex, ingress, egress).map_err(DatapathError::kernel("write ENDPOINTS_MORE"))?;
                 self.raise_again.insert(ifindex);
