@@ -37,5 +37,5 @@ pub use attach::{Fault, Problem};
 pub use counters::EndpointCounters;
 pub use error::{DatapathError, Full};
 pub use node::{Datapath, DatapathConfig, Enrolled, SweepReport, remove_all};
-pub use publish::{Degraded, Instead, PublishReport, TableUsage};
+pub use publish::{Degraded, Instead, PublishReport, Settling, TableUsage};
 pub use sys::TestRun;

@@ -20,7 +20,7 @@ use super::lines::FIRST_GENERATION;
 use super::load;
 use super::maps::MappedArray;
 use super::pin::PinDir;
-use super::publish::{PublishReport, Publisher, TableUsage};
+use super::publish::{PublishReport, Publisher, Settling, TableUsage};
 use super::sys::{self, Hook, TestRun};
 use super::tables::Limits;
 use crate::compile::{Changes, Plan};
@@ -238,11 +238,35 @@ impl Datapath {
     /// [`DatapathError::Kernel`]; what was waiting keeps waiting.
     pub fn settle(&mut self) -> Result<(), DatapathError> {
         self.publisher.settle()?;
+        self.forget_early_flows();
+        Ok(())
+    }
+
+    /// Begins what [`Self::settle`] does, for a caller that does not want to wait for the grace period itself:
+    /// [`Settling::wait`] may be called on any thread, and [`Self::end_settling`] does the rest.
+    pub fn begin_settling(&self) -> Settling {
+        self.publisher.begin_settling()
+    }
+
+    /// Does what [`Self::settle`] does after its wait. Nothing, if something was published since [`Self::begin_settling`]:
+    /// then [`Self::is_unsettled`] stays true.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Kernel`]; what was waiting keeps waiting.
+    pub fn end_settling(&mut self, settling: Settling) -> Result<(), DatapathError> {
+        self.publisher.end_settling(settling)?;
+        if !self.publisher.is_unsettled() {
+            self.forget_early_flows();
+        }
+        Ok(())
+    }
+
+    fn forget_early_flows(&mut self) {
         if std::mem::take(&mut self.has_early_flows) {
             // Both programs are everywhere by now, and nobody judges by a line's first word any more.
             self.flows.forget_openers(FIRST_GENERATION);
         }
-        Ok(())
     }
 
     /// Ends the time in which pods that are not identified are accepted; to be called once all known pods are published.
@@ -254,6 +278,11 @@ impl Datapath {
     pub fn identify_from_now_on(&mut self) -> Result<(), DatapathError> {
         self.has_early_flows |= self.accepts_unidentified();
         self.publisher.identify_from_now_on()
+    }
+
+    /// Lets pods that are not identified be accepted for good, also where an earlier agent had ended that.
+    pub fn accept_unidentified(&mut self) {
+        self.publisher.accept_unidentified();
     }
 
     /// Whether pods that are not identified are still accepted.
