@@ -33,7 +33,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Enforce the policies of a directory of manifests on this machine's pods
+    /// Enforce the policies of a cluster, or of a directory of manifests, on this node's pods
     Agent(agent::Args),
     /// Build a small cluster out of network namespaces, enforce a policy in it and try every connection
     Demo(demo::Args),
