@@ -1,0 +1,6 @@
+//! The watches against a server that answers by a script, on a clock that runs as fast as nothing happens.
+
+mod assembling;
+mod reading;
+mod server;
+mod watching;
