@@ -408,7 +408,12 @@ pub fn remove_all(pin_dir: &Path) -> Result<(), DatapathError> {
     PinDir::open(pin_dir)?.remove_all()
 }
 
-fn check_kernel() -> Result<(), DatapathError> {
+/// Whether this kernel has what the programs need. Takes CAP_BPF and CAP_NET_ADMIN.
+///
+/// # Errors
+///
+/// [`DatapathError::OldKernel`] says what is missing; any other, that the kernel cannot be asked.
+pub fn check_kernel() -> Result<(), DatapathError> {
     let found = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut numbers = found.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
     let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
