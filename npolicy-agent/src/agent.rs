@@ -303,7 +303,7 @@ impl Agent {
         }
         let undo = events.into_iter().filter_map(|event| self.state.change(event)).collect();
         self.compile_changes(undo, started);
-        self.follow_links();
+        self.identify();
         let is_same = self.unpublished.as_ref().is_some_and(Changes::is_empty);
         if is_same && self.occupants == self.published_occupants {
             self.keep_verdicts();

@@ -1,12 +1,15 @@
 //! Which interfaces carry the programs, and whose they are.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Instant;
 
 use tracing::{error, info, warn};
 
-use super::Agent;
+use super::identify::{Decision, Facts};
+use super::{Agent, Feed};
 use crate::datapath::Enrolled;
-use crate::model::{Owner, PodKey};
+use crate::model::{Owner, PodKey, Severity};
 use crate::watch::links::{HostLink, Links};
 
 /// Whose the interfaces with programs are, as far as that is known.
@@ -18,35 +21,126 @@ pub(super) struct Occupants {
     pub(super) candidates: BTreeMap<u32, Vec<PodKey>>,
 }
 
+impl Occupants {
+    fn decided(decisions: BTreeMap<u32, Decision>) -> Self {
+        let mut occupants = Self::default();
+        for (ifindex, decision) in decisions {
+            match decision {
+                Decision::Pod(pod) => occupants.owners.push((ifindex, pod)),
+                Decision::Candidates(pods) => drop(occupants.candidates.insert(ifindex, pods)),
+                Decision::Foreign(_) | Decision::Unidentified => {}
+            }
+        }
+        occupants
+    }
+}
+
 impl Agent {
-    /// Gives every pod's interface a line and its programs, and lets go of those that are gone.
-    fn follow_links(&mut self) {
+    /// Gives every pod's interface a line and its programs, lets go of those that are gone, and finds out whose they are.
+    pub(super) fn follow_links(&mut self) {
         let links = self.links.current();
+        let decisions = self.decide(&links);
+        let is_pods = |link: &HostLink| match &decisions {
+            Some(decisions) => !matches!(decisions.get(&link.ifindex), None | Some(Decision::Foreign(_))),
+            None => self.is_pods(link),
+        };
+        let (pods, foreign): (Vec<_>, Vec<_>) = links.host.values().partition(|link| is_pods(link));
+        let pods: Vec<HostLink> = pods.into_iter().cloned().collect();
+        // From manifests alone nobody can say that an interface which was a pod's is none.
+        let foreign: BTreeSet<u32> =
+            foreign.iter().map(|link| link.ifindex).filter(|_| decisions.is_some()).collect();
         let enrolled = self.datapath.interfaces();
-        for &ifindex in enrolled.iter().filter(|ifindex| !links.host.contains_key(ifindex)) {
+        for &ifindex in &enrolled {
+            let what = match links.host.contains_key(&ifindex) {
+                false => "interface is gone",
+                true if foreign.contains(&ifindex) => "interface is no pod's: its programs are removed",
+                true => continue,
+            };
             match self.datapath.retire(ifindex) {
-                Ok(()) => info!(ifindex, "interface is gone"),
+                Ok(()) => info!(ifindex, "{what}"),
                 Err(error) => self.try_again(&error, "let go of an interface"),
             }
         }
-        for link in links.host.values() {
-            let is_enrolled = enrolled.binary_search(&link.ifindex).is_ok();
-            if !is_enrolled && !self.is_pods(link) {
-                continue;
-            }
-            match self.datapath.enroll(link) {
-                Ok(Enrolled::Open) if is_enrolled => {}
-                Ok(Enrolled::Open) => info!(interface = link.name, ifindex = link.ifindex, "attached"),
-                Ok(Enrolled::Closed) => {
-                    error!(
-                        interface = link.name,
-                        ifindex = link.ifindex,
-                        "no line is free: everything on it is dropped"
-                    );
-                }
-                Err(error) => self.try_again(&error, "attach to an interface"),
+        for ifindex in enrolled.iter().filter(|ifindex| decisions.is_none() && links.host.contains_key(ifindex)) {
+            if !pods.iter().any(|link| link.ifindex == *ifindex) {
+                self.enroll(&links.host[ifindex], true);
             }
         }
+        for link in &pods {
+            self.enroll(link, enrolled.binary_search(&link.ifindex).is_ok());
+        }
+        self.occupants = match decisions {
+            Some(decisions) => Occupants::decided(decisions),
+            None => self.occupants_of(&links),
+        };
+    }
+
+    fn enroll(&mut self, link: &HostLink, is_enrolled: bool) {
+        match self.datapath.enroll(link) {
+            Ok(Enrolled::Open) if is_enrolled => {}
+            Ok(Enrolled::Open) => info!(interface = link.name, ifindex = link.ifindex, "attached"),
+            Ok(Enrolled::Closed) => {
+                error!(interface = link.name, ifindex = link.ifindex, "no line is free: everything on it is dropped");
+            }
+            Err(error) => self.try_again(&error, "attach to an interface"),
+        }
+    }
+
+    /// Finds out whose the interfaces are after the cluster has changed, which seldom gives or takes programs.
+    pub(super) fn identify(&mut self) {
+        let links = self.links.current();
+        match self.decide(&links) {
+            Some(decisions) => {
+                let interfaces = self.datapath.interfaces();
+                let has = |ifindex: &u32| interfaces.binary_search(ifindex).is_ok();
+                let wants = |decision: &Decision| !matches!(decision, Decision::Foreign(_));
+                if decisions.iter().any(|(ifindex, decision)| has(ifindex) != wants(decision)) {
+                    self.follow_links();
+                } else {
+                    self.occupants = Occupants::decided(decisions);
+                }
+            }
+            None => self.follow_links(),
+        }
+    }
+
+    /// What a cluster's objects and the node's interfaces say of each interface. `None`: they are a directory's.
+    fn decide(&mut self, links: &Links) -> Option<BTreeMap<u32, Decision>> {
+        let Feed::Cluster(cluster) = &mut self.feed else { return None };
+        let line_addresses = |ifindex| self.datapath.address_of(ifindex).into_iter().flatten().collect();
+        let facts = Facts {
+            links,
+            state: &self.state,
+            line_addresses: &line_addresses,
+            exclude: &self.config.exclude_interfaces,
+            pod_cidrs: &self.config.pod_cidrs,
+            now: Instant::now(),
+            boot: cluster.boot,
+            is_pod_watch_live: cluster.is_pod_watch_live(),
+            is_first_pass: !self.faults.has_published(),
+        };
+        let identified = cluster.identifier.identify(&facts);
+        // Before everything was read once, a pod that nobody knows is only one that was not read yet.
+        if !self.is_waiting {
+            for finding in &identified.news {
+                match finding.severity() {
+                    Severity::Error => error!("{finding}"),
+                    Severity::Warning => warn!("{finding}"),
+                    Severity::Note => info!("{finding}"),
+                }
+            }
+        }
+        if let Some(at) = identified.again_at {
+            self.retry_after(at.saturating_duration_since(facts.now));
+        }
+        Some(identified.decisions)
+    }
+
+    /// The pods of the manifests behind the interfaces that have programs.
+    fn occupants_of(&self, links: &Links) -> Occupants {
+        let interfaces = self.datapath.interfaces();
+        let owner = |ifindex: &u32| Some((*ifindex, self.owner_of(links.host.get(ifindex)?)?));
+        Occupants { owners: interfaces.iter().filter_map(owner).collect(), candidates: BTreeMap::new() }
     }
 
     /// Whether an interface is a pod's: it has shown an address that a pod of the manifests has or that `--pod-cidrs`
@@ -76,8 +170,12 @@ impl Agent {
     }
 
     /// Says which governed pods no interface here belongs to, and which interfaces no pod of the manifests: their policies
-    /// are not enforced, or by the last verdicts. Said once, and again when it changes.
-    fn report_unmatched(&mut self, links: &Links, interfaces: &[u32], owners: &[(u32, PodKey)]) {
+    /// are not enforced, or by the last verdicts. Said once, and again when it changes. Of a cluster, findings say it.
+    pub(super) fn report_unmatched(&mut self, links: &Links) {
+        if let Feed::Cluster(_) = &self.feed {
+            return;
+        }
+        let (owners, interfaces) = (&self.occupants.owners, self.datapath.interfaces());
         let mut unmatched = Vec::new();
         for (pod, subject) in &self.compiler.plan().subjects {
             let is_governed = subject.ingress.is_governed() || subject.egress.is_governed();

@@ -4,7 +4,8 @@ use tracing::warn;
 
 use super::{Agent, Feed};
 use crate::datapath::{Fault, Problem, PublishReport};
-use crate::observe::HealthReport;
+use crate::model::Severity;
+use crate::observe::Report;
 
 /// What keeps verdicts from being those of the policies, as last seen.
 #[derive(Debug, Default)]
@@ -16,6 +17,11 @@ pub(super) struct Faults {
 }
 
 impl Faults {
+    /// Whether anything was published by this agent.
+    pub(super) fn has_published(&self) -> bool {
+        self.has_published
+    }
+
     pub(super) fn note_publish(&mut self, report: &PublishReport) {
         self.has_published = true;
         self.publish.clear();
@@ -44,6 +50,10 @@ impl Agent {
         let mut problems = Vec::new();
         if let Feed::Cluster(cluster) = &self.feed {
             problems.extend(cluster.problems());
+            if !self.is_waiting {
+                let findings = cluster.identifier.findings().iter();
+                problems.extend(findings.filter(|finding| finding.severity() >= Severity::Error).map(ToString::to_string));
+            }
         }
         if self.is_waiting {
             problems.push("the cluster's objects were not read whole yet: earlier verdicts stay in force".to_owned());
@@ -61,6 +71,6 @@ impl Agent {
             self.ready.policies, self.ready.endpoints, self.ready.identified
         );
         problems.push(enforced);
-        self.health.set(HealthReport { is_ready, lines: problems });
+        self.health.set(Report { is_ready, lines: problems });
     }
 }

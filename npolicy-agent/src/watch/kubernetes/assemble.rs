@@ -67,6 +67,11 @@ impl Assembler {
         self.kinds[kind.index()].is_synced
     }
 
+    /// How many findings there are in objects that are there.
+    pub(super) fn findings(&self) -> usize {
+        self.reported.values().map(Vec::len).sum()
+    }
+
     /// Takes updates in the order in which each watch made them; says how the state differs then.
     pub(super) fn assemble(&mut self, state: &ClusterState, updates: impl IntoIterator<Item = Update>) -> Batch {
         let mut step = Step { assembler: self, ahead: Ahead::new(state), diagnostics: Vec::new(), synced: Vec::new() };

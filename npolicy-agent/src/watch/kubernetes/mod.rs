@@ -107,6 +107,11 @@ impl KubernetesWatch {
         self.assembler.is_synced()
     }
 
+    /// How many findings there are in objects that are there.
+    pub fn findings(&self) -> usize {
+        self.assembler.findings()
+    }
+
     /// How each watch is doing, in the order of [`Kind::ALL`]. Each prints as one line.
     pub fn health(&self) -> Vec<KindHealth> {
         let of = |kind| {
