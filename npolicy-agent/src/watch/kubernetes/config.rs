@@ -32,21 +32,21 @@ pub enum KubernetesError {
         problem: String,
     },
     /// The file has no such context.
-    #[error("kubeconfig {}: no context `{context}`, expected {expected}", path.display())]
+    #[error("kubeconfig {}: no context `{context}`, {expected}", path.display())]
     NoContext {
         /// The file.
         path: PathBuf,
         /// The context that was asked for.
         context: String,
-        /// Those that there are.
+        /// Those that there are, in words.
         expected: String,
     },
     /// The file names no current context, and none was asked for.
-    #[error("kubeconfig {}: it has no current-context; name one with --context: {expected}", path.display())]
+    #[error("kubeconfig {}: it has no current-context; name one with --context, {expected}", path.display())]
     NoCurrentContext {
         /// The file.
         path: PathBuf,
-        /// Those that there are.
+        /// Those that there are, in words.
         expected: String,
     },
     /// A context was named without a file.
@@ -110,15 +110,19 @@ async fn from_file(path: &Path, context: Option<&str>) -> Result<Config, Kuberne
         Err(error) => return Err(failed(describe(&error))),
     };
     let names: Vec<_> = file.contexts.iter().map(|context| context.name.clone()).collect();
-    let expected = if names.is_empty() { "it has none".to_owned() } else { format!("one of {}", names.join(", ")) };
+    let expected = if names.is_empty() {
+        "it has none at all".to_owned()
+    } else {
+        format!("expected one of {}", names.join(", "))
+    };
     let chosen = context.map(str::to_owned).or_else(|| file.current_context.clone()).filter(|name| !name.is_empty());
-    match chosen {
-        None => return Err(KubernetesError::NoCurrentContext { path: path.to_owned(), expected }),
-        Some(context) if !names.contains(&context) => {
-            return Err(KubernetesError::NoContext { path: path.to_owned(), context, expected });
-        }
-        Some(_) => {}
+    let Some(context) = chosen else {
+        return Err(KubernetesError::NoCurrentContext { path: path.to_owned(), expected });
+    };
+    if !names.contains(&context) {
+        return Err(KubernetesError::NoContext { path: path.to_owned(), context, expected });
     }
-    let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
-    Config::from_custom_kubeconfig(file, &options).await.map_err(|error| failed(describe(&error)))
+    let options = KubeConfigOptions { context: Some(context.clone()), ..KubeConfigOptions::default() };
+    let config = Config::from_custom_kubeconfig(file, &options).await;
+    config.map_err(|error| failed(format!("context `{context}`: {}", describe(&error))))
 }

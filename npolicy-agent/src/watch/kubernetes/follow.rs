@@ -144,14 +144,15 @@ impl Follower {
         }
         if !self.pages_only {
             match self.stream(&path).await {
-                Err(Stop::Failed(failure)) if failure.cause == Cause::Refused => {
+                // Without what it takes, some servers refuse, and some answer with an error of their own.
+                Err(Stop::Failed(failure)) if matches!(failure.cause, Cause::Refused | Cause::Server) => {
                     debug!(kind = %self.kind, "{failure}; listing by pages");
-                    self.pages_only = true;
                 }
                 other => return other,
             }
         }
         self.list(&path).await?;
+        self.pages_only = true;
         Ok(None)
     }
 
@@ -164,7 +165,7 @@ impl Follower {
                 self.position = None;
                 self.path = self.kind.path().map(str::to_owned);
             }
-            Cause::Forbidden | Cause::Other => {}
+            Cause::Forbidden | Cause::Server | Cause::Other => {}
         }
         // After a long break a server has forgotten what came in between, and a custom resource may go.
         let is_usual = failure.cause == Cause::Expired || (failure.cause == Cause::NotFound && self.path.is_none());

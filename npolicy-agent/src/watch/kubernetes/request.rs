@@ -73,6 +73,8 @@ pub(super) enum Cause {
     Unfit,
     /// The server does not take the request as it is.
     Refused,
+    /// The server has gone wrong (5xx), which may be for what it was asked.
+    Server,
     /// There is nothing at this path.
     NotFound,
     /// This account may not do that.
@@ -99,6 +101,7 @@ impl Failure {
             400 | 405 | 406 | 415 | 422 => Cause::Refused,
             403 => Cause::Forbidden,
             404 => Cause::NotFound,
+            500..=599 => Cause::Server,
             _ => Cause::Other,
         };
         let mut said = format!("the API server answers {code}");
