@@ -117,9 +117,9 @@ pub struct LinkError {
     source: io::Error,
 }
 
-/// Groups of rtnetlink that tell of changes: links, neighbours (bridges' forwarding entries), IPv4 addresses and routes,
-/// IPv6 addresses and routes, namespace numbers.
-const GROUPS: [u32; 7] = [1, 3, 5, 7, 9, 11, 28];
+/// Groups of rtnetlink that tell of changes: links, neighbours (bridges' forwarding entries), traffic control, IPv4
+/// addresses and routes, IPv6 addresses and routes, namespace numbers.
+const GROUPS: [u32; 8] = [1, 3, 4, 5, 7, 9, 11, 28];
 /// Changes come in bursts: wait until it has been this quiet,
 const QUIET: Duration = Duration::from_millis(2);
 /// but never longer than this.

@@ -213,9 +213,12 @@ impl<'a> Pass<'a> {
             };
             let (young, older): (Vec<_>, Vec<_>) = self.pods.at(address).partition(|(_, local)| is_young(local));
             claims.open.extend(older.into_iter().map(|(pod, _)| pod.clone()));
-            // Of several, the one with the newest sandbox has it, as everywhere.
-            let newest =
-                young.into_iter().max_by(|(a, first), (b, second)| (&first.pod().age, a).cmp(&(&second.pod().age, b)));
+            // Of several, the one whose the interface was; else the one with the newest sandbox has it, as everywhere.
+            let was_its = |(pod, local): &(&PodKey, &LocalPod)| {
+                memory.owner.as_ref().is_some_and(|(owner, uid)| owner == *pod && local.has_uid(uid))
+            };
+            let rank = |claim: &(&'a PodKey, &'a LocalPod)| (was_its(claim), &claim.1.pod().age, claim.0);
+            let newest = young.into_iter().max_by(|a, b| rank(a).cmp(&rank(b)));
             let Some((pod, _)) = newest else { continue };
             let has_agreed = memory.agreed.contains(&address);
             match evidence(link, address, &self.routes) {
@@ -239,10 +242,13 @@ impl<'a> Pass<'a> {
     }
 
     /// The one pod for which claims are proven: whose the interface was, or whose address its line has, or the only one.
+    /// After a pod is gone its interface is nobody's, whoever has the address now.
     fn choose(&mut self, link: &HostLink, memory: &Memory, claims: &Claims) -> Option<PodKey> {
+        if memory.owner.as_ref().is_some_and(|owner| !self.is_alive(owner)) {
+            return None;
+        }
         let pods: BTreeSet<&PodKey> = claims.proven.iter().map(|(pod, _)| pod).collect();
-        if let Some((owner, _)) = memory.owner.as_ref().filter(|owner| self.is_alive(owner) && pods.contains(&owner.0))
-        {
+        if let Some((owner, _)) = memory.owner.as_ref().filter(|owner| pods.contains(&owner.0)) {
             return Some(owner.clone());
         }
         if pods.len() < 2 {

@@ -1,6 +1,7 @@
 //! One reading of everything: the dumps, joined to facts by interface.
 
 use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::net::IpAddr;
 use std::time::Instant;
@@ -36,10 +37,11 @@ pub(super) fn read(dump: &mut Dump, known: &Links, moment: Instant) -> io::Resul
     let mut bridges = BTreeMap::new();
     for (&ifindex, link) in own.iter().filter(|(_, link)| link.kind == "veth") {
         let (Some(netns_id), Some(peer_ifindex)) = (link.lower_netns_id, link.lower) else { continue };
-        if !peers.contains_key(&netns_id) {
-            peers.insert(netns_id, Peers::read(dump, netns_id)?);
-        }
-        let peers = &peers[&netns_id];
+        let peers = match peers.entry(netns_id) {
+            Entry::Occupied(known) => known.into_mut(),
+            // It got its number after the numbers were read.
+            Entry::Vacant(place) => place.insert(Peers::read(dump, netns_id)?),
+        };
         let bridge = link.bridge.filter(|bridge| own.get(bridge).is_some_and(|bridge| bridge.kind == "bridge"));
         let is_same = |old: &&HostLink| (old.netns_id, old.peer_ifindex) == (netns_id, peer_ifindex);
         let first_seen = known.host.get(&ifindex).filter(is_same).map_or(moment, |old| old.first_seen);
@@ -133,7 +135,7 @@ fn find_engines(dump: &mut Dump, host: &mut BTreeMap<u32, HostLink>) -> io::Resu
                 Err(error) if is_gone(&error) => continue,
                 filters => filters?,
             };
-            link.engines.extend(filters.iter().map(|filter| format!("a {discipline} filter ({filter}, {side})")));
+            link.engines.extend(filters.iter().map(|filter| format!("a filter of `{discipline}` ({filter}, {side})")));
         }
     }
     Ok(())
