@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::map_response;
+use axum::response::Response;
 use axum::routing::get;
 use tokio::net::TcpListener;
 
@@ -79,9 +81,8 @@ impl Health {
         let pages = Router::new()
             .route("/livez", get(|State(health): State<Self>| async move { health.live() }))
             .route("/readyz", get(|State(health): State<Self>| async move { health.ready() }))
-            .fallback(|| async {
-                page(StatusCode::NOT_FOUND, "no such page: there are /livez and /readyz\n".to_owned())
-            })
+            .fallback(|| async { (StatusCode::NOT_FOUND, "no such page: there are /livez and /readyz\n") })
+            .layer(map_response(last_on_its_connection))
             .with_state(self);
         // It gives a result for the type's sake: neither accepting nor serving ends it.
         let _never = axum::serve(Connections::new(listener, LIMITS), pages).await;
@@ -91,11 +92,11 @@ impl Health {
         let Shared { begin, beat_ms, standstill, report: _ } = &*self.0;
         let age = begin.elapsed().saturating_sub(Duration::from_millis(beat_ms.load(Ordering::Relaxed)));
         if age < *standstill {
-            page(StatusCode::OK, "live\n".to_owned())
+            (StatusCode::OK, "live\n".to_owned())
         } else {
             let (age, limit) = (age.as_secs_f32(), standstill.as_secs_f32());
             let text = format!("not live: the agent's loop last turned {age:.1} s ago, expected within {limit:.1} s\n");
-            page(StatusCode::SERVICE_UNAVAILABLE, text)
+            (StatusCode::SERVICE_UNAVAILABLE, text)
         }
     }
 
@@ -107,7 +108,7 @@ impl Health {
         for line in lines {
             writeln!(text, "{line}").expect("a String takes everything");
         }
-        page(status, text)
+        (status, text)
     }
 }
 
@@ -117,11 +118,13 @@ impl Default for Health {
     }
 }
 
-type Page = (StatusCode, [(HeaderName, &'static str); 2], String);
+/// What an answer is made of; its type is plain text.
+type Page = (StatusCode, String);
 
-/// One answer a connection: whoever asks seldom should not hold one.
-fn page(status: StatusCode, text: String) -> Page {
-    (status, [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::CONNECTION, "close")], text)
+/// Whoever asks seldom should not hold a connection.
+async fn last_on_its_connection(mut response: Response) -> Response {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 #[cfg(test)]
@@ -187,6 +190,14 @@ mod tests {
             assert_eq!(ask(address, &format!("GET {path}")).await, expected);
         }
         assert_eq!(ask(address, "POST /livez").await.0, 405);
+    }
+
+    #[tokio::test]
+    async fn an_endless_request_is_cut_off() {
+        let mut stream = TcpStream::connect(serve(&Health::new()).await).await.unwrap();
+        stream.write_all(b"GET /livez HTTP/1.1\r\nX: ").await.unwrap();
+        let endless = async { while stream.write_all(&[b'x'; 1024]).await.is_ok() {} };
+        tokio::time::timeout(LIMITS.lifetime / 2, endless).await.unwrap();
     }
 
     #[tokio::test]
