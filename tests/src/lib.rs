@@ -2,6 +2,7 @@
 
 pub mod cases;
 pub mod dynamic;
+pub mod e2e;
 pub mod oracle;
 pub mod scenarios;
 pub mod worlds;
