@@ -295,12 +295,12 @@ impl Agent {
                     }
                     return;
                 }
+                if events.is_empty() {
+                    return;
+                }
                 events
             }
         };
-        if events.is_empty() {
-            return;
-        }
         let undo = events.into_iter().filter_map(|event| self.state.change(event)).collect();
         self.compile_changes(undo, started);
         self.identify();
