@@ -54,6 +54,24 @@ pub(crate) struct Args {
     loaded: bool,
 }
 
+impl Args {
+    /// These parts, or all, of the cluster that runs here.
+    pub(crate) fn of_parts(parts: &[&str]) -> Self {
+        Self {
+            kubeconfig: None,
+            context: None,
+            only: parts.iter().map(|&part| part.to_owned()).collect(),
+            all: false,
+            without: false,
+            installed: false,
+            focus: None,
+            e2e_test: None,
+            settle: 10,
+            loaded: false,
+        }
+    }
+}
+
 /// Name of the test pods' image.
 pub(crate) const PEER: &str = "localhost/npolicy-peer:test";
 

@@ -13,6 +13,7 @@ mod object;
 mod process;
 mod report;
 mod setup;
+mod suites;
 mod test;
 mod tidy;
 mod verifier;

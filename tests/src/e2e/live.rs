@@ -11,7 +11,10 @@ use serde_json::{Value, json};
 
 use super::api::{Api, OURS, key, relabelled};
 use super::channel::Channel;
+use super::made::{Written, labels_of, pod_object, service_object, written};
 use super::message::{Answer, Ask, Protocol};
+use super::nodes::{Node, find_nodes};
+use super::remove::remove_all;
 use super::translate::{Addresses, Moved, PREFIX, namespace, node_label};
 use crate::scenarios::Objects;
 
@@ -22,16 +25,6 @@ pub(super) const ANSWER: Duration = Duration::from_secs(20);
 /// The namespace of the pods that stand for the nodes.
 const NODES: &str = "nodes";
 
-/// A node that takes part.
-#[derive(Clone, Debug)]
-pub(super) struct Node {
-    /// What scenarios call it.
-    pub(super) written: String,
-    pub(super) name: String,
-    pub(super) addresses: Vec<IpAddr>,
-    ranges: Vec<ipnet::IpNet>,
-}
-
 /// A pod that runs.
 pub(super) struct Pod {
     /// Its node and addresses as the scenario has them; another pod of the name has others.
@@ -41,13 +34,6 @@ pub(super) struct Pod {
     pub(super) channel: Channel,
     pub(super) sctp: bool,
     served: BTreeSet<(Protocol, u16)>,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct Written {
-    node: String,
-    addresses: Vec<IpAddr>,
-    on_host: bool,
 }
 
 /// What stands in the cluster of all that was made here.
@@ -286,7 +272,7 @@ impl Live {
                 }
                 Some(_) => {}
                 None => {
-                    new.insert(key, (written(object)?, labels, self.pod_object(object)?));
+                    new.insert(key, (written(object)?, labels, pod_object(object, &self.nodes, &self.image)?));
                 }
             }
         }
@@ -323,14 +309,24 @@ impl Live {
     ///
     /// They do not run.
     pub(super) async fn meet_again(&mut self, node: &str) -> anyhow::Result<()> {
+        let begin = Instant::now();
         for (key, pod) in self.pods.iter_mut().filter(|(_, pod)| pod.written.node == node) {
             let (of, name) = key.split_once('/').expect("a key");
-            wait_running(&self.api, &namespace(of), name, PATIENCE).await?;
-            pod.channel = Channel::new(&self.api, &namespace(of), name);
-            pod.addresses.clear();
             pod.served.clear();
+            pod.addresses.clear();
+            while pod.addresses.is_empty() {
+                // The API server says for a while that the pod of before the restart runs.
+                wait_running(&self.api, &namespace(of), name, PATIENCE).await?;
+                pod.channel = Channel::new(&self.api, &namespace(of), name);
+                match pod.channel.ask(Ask::Facts, ANSWER).await {
+                    Ok(Answer::Facts { addresses, sctp: _, now_ns: _ }) => pod.addresses = addresses,
+                    Ok(other) => bail!("{key} answers {other:?}"),
+                    Err(error) if begin.elapsed() > PATIENCE => return Err(error),
+                    Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+                }
+            }
         }
-        self.meet().await
+        Ok(())
     }
 
     /// A pod is refused until the controller manager has made its namespace's service account.
@@ -344,35 +340,6 @@ impl Live {
                 other => return other,
             }
         }
-    }
-
-    fn pod_object(&self, object: &Value) -> anyhow::Result<Value> {
-        let (metadata, spec) = (&object["metadata"], &object["spec"]);
-        let text = |value: &Value| value.as_str().map(str::to_owned).context("a pod has no name, namespace or node");
-        let (of, name, on) = (text(&metadata["namespace"])?, text(&metadata["name"])?, text(&spec["nodeName"])?);
-        let node = self.nodes.iter().find(|node| node.written == on).with_context(|| format!("{on} is no node"))?;
-        let on_host = spec["hostNetwork"] == true;
-        let containers = spec["containers"].as_array().into_iter().flatten();
-        // A port of a pod on the host would be the scheduler's to give.
-        let ports: Vec<&Value> = containers
-            .filter(|_| !on_host)
-            .flat_map(|container| container["ports"].as_array().into_iter().flatten())
-            .collect();
-        Ok(json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"namespace": namespace(&of), "name": name, "labels": labels_of(object)},
-            "spec": {
-                "nodeName": node.name, "hostNetwork": on_host, "terminationGracePeriodSeconds": 0,
-                "automountServiceAccountToken": false, "enableServiceLinks": false,
-                "tolerations": [{"operator": "Exists"}],
-                "containers": [{
-                    "name": "peer", "image": self.image, "imagePullPolicy": "IfNotPresent",
-                    "args": ["serve", format!("{of}/{name}")], "ports": ports,
-                    "env": [{"name": "POD_IPS", "valueFrom": {"fieldRef": {"fieldPath": "status.podIPs"}}}],
-                    "securityContext": {"capabilities": {"add": ["NET_RAW"]}},
-                }],
-            },
-        }))
     }
 
     async fn follow_services(&mut self, objects: &Objects, elsewhere: &BTreeSet<String>) -> anyhow::Result<()> {
@@ -431,61 +398,13 @@ impl Live {
     }
 }
 
-/// Removes everything that bears our label; namespaces go in the end by themselves.
-///
-/// # Errors
-///
-/// A namespace with our prefix is somebody else's, or something does not go.
-pub async fn remove_all(api: &Api) -> anyhow::Result<()> {
-    let mut ours = Vec::new();
-    for object in api.list("Namespace", "", "").await? {
-        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        if name.starts_with(PREFIX) {
-            let is_ours = object["metadata"]["labels"][OURS] == "true";
-            ensure!(is_ours, "namespace {name} is there and has no label {OURS}=true: remove it, or rename it");
-            ours.push(name);
-        }
-    }
-    if api.has_cluster_policies().await? {
-        for object in api.list("ClusterNetworkPolicy", "", OURS).await? {
-            api.delete("ClusterNetworkPolicy", "", object["metadata"]["name"].as_str().unwrap_or_default()).await?;
-        }
-    }
-    for object in api.list("Node", "", OURS).await? {
-        let none = json!({"metadata": {"labels": {node_label("role"): null, OURS: null}}});
-        api.patch("Node", "", object["metadata"]["name"].as_str().unwrap_or_default(), &none).await?;
-    }
-    try_join_all(ours.iter().map(|name| api.delete("Namespace", "", name))).await?;
-    try_join_all(ours.iter().map(|name| api.wait_gone("Namespace", "", name, PATIENCE))).await?;
-    Ok(())
+/// The key of the pod that stands for a node.
+pub(super) fn host_key(node: &str) -> String {
+    format!("{NODES}/{node}")
 }
 
-/// The first two nodes that are ready, in the order of their names, control planes last.
-async fn find_nodes(api: &Api) -> anyhow::Result<Vec<Node>> {
-    let mut found = Vec::new();
-    for object in api.list("Node", "", "").await? {
-        let status = &object["status"];
-        let mut conditions = status["conditions"].as_array().into_iter().flatten();
-        let is_ready = conditions.any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
-        let is_control = !object["metadata"]["labels"]["node-role.kubernetes.io/control-plane"].is_null();
-        let listed = status["addresses"].as_array().into_iter().flatten();
-        let addresses: Vec<IpAddr> = listed
-            .filter(|address| address["type"] == "InternalIP")
-            .filter_map(|address| address["address"].as_str()?.parse().ok())
-            .collect();
-        let listed = object["spec"]["podCIDRs"].as_array().into_iter().flatten();
-        let ranges = listed.filter_map(|range| range.as_str()?.parse().ok()).collect();
-        let name = object["metadata"]["name"].as_str().context("a node has no name")?.to_owned();
-        if is_ready {
-            found.push((is_control, name, addresses, ranges));
-        }
-    }
-    found.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
-    ensure!(found.len() >= 2, "{} nodes are ready; this takes two", found.len());
-    let nodes = found.into_iter().take(2).zip(["n1", "n2"]);
-    Ok(nodes
-        .map(|((_, name, addresses, ranges), written)| Node { written: written.into(), name, addresses, ranges })
-        .collect())
+fn owned((kind, namespace, name): (&str, &str, &str)) -> (String, String, String) {
+    (kind.to_owned(), namespace.to_owned(), name.to_owned())
 }
 
 /// Waits until a pod runs and has addresses.
@@ -497,6 +416,9 @@ async fn wait_running(api: &Api, namespace: &str, name: &str, within: Duration) 
         if conditions.any(|condition| condition["type"] == "Ready" && condition["status"] == "True") {
             return Ok(());
         }
+        // Evicted, or never taken in: it will not run any more.
+        let has_failed = pod["status"]["phase"] == "Failed";
+        ensure!(!has_failed, "pod {namespace}/{name}: {} {}", pod["status"]["reason"], pod["status"]["message"]);
         let waits = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
         let reason = waits["reason"].as_str().unwrap_or_default();
         let hint = if reason.contains("Image") { "; is the image loaded on every node?" } else { "" };
@@ -508,65 +430,4 @@ async fn wait_running(api: &Api, namespace: &str, name: &str, within: Duration) 
         );
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-}
-
-/// The key of the pod that stands for a node.
-pub(super) fn host_key(node: &str) -> String {
-    format!("{NODES}/{node}")
-}
-
-fn labels_of(object: &Value) -> Value {
-    let mut labels = object["metadata"]["labels"].clone();
-    if labels.is_null() {
-        labels = json!({});
-    }
-    labels[OURS] = "true".into();
-    labels
-}
-
-fn written(object: &Value) -> anyhow::Result<Written> {
-    let node = object["spec"]["nodeName"].as_str().context("a pod is on no node")?.to_owned();
-    let listed = object["status"]["podIPs"].as_array().into_iter().flatten();
-    let addresses = listed.filter_map(|entry| entry["ip"].as_str()?.parse().ok()).collect();
-    Ok(Written { node, addresses, on_host: object["spec"]["hostNetwork"] == true })
-}
-
-fn owned((kind, namespace, name): (&str, &str, &str)) -> (String, String, String) {
-    (kind.to_owned(), namespace.to_owned(), name.to_owned())
-}
-
-/// A Service or a slice of it with real names and addresses. Backends are what the slices say; no controller adds more.
-fn service_object(object: &Value, addresses: &Addresses, nodes: &[Node]) -> anyhow::Result<Option<Value>> {
-    let mut made = object.clone();
-    let of = made["metadata"]["namespace"].as_str().context("a Service or slice has no namespace")?;
-    made["metadata"]["namespace"] = namespace(of).into();
-    made["metadata"]["labels"][OURS] = "true".into();
-    if made["kind"] == "Service" {
-        let spec = made["spec"].as_object_mut().context("a Service has no spec")?;
-        for field in ["clusterIP", "clusterIPs", "selector"] {
-            spec.remove(field);
-        }
-        // Kubernetes wants names where there are several, which the slices' ports bear too.
-        spec.insert("ipFamilyPolicy".into(), "PreferDualStack".into());
-        spec.remove("ipFamilies");
-        if let Some(fields) = made.as_object_mut() {
-            fields.remove("status");
-        }
-        return Ok(Some(made));
-    }
-    made["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"] = OURS.into();
-    let endpoints = made["endpoints"].as_array_mut().context("a slice has no endpoints")?;
-    for endpoint in endpoints {
-        let listed = endpoint["addresses"].as_array_mut().context("an endpoint has no addresses")?;
-        for address in listed {
-            let written = address.as_str().and_then(|text| text.parse().ok()).context("an endpoint's address")?;
-            // A cluster of one family has no such slice.
-            let Some(real) = addresses.real(written) else { return Ok(None) };
-            *address = real.to_string().into();
-        }
-        if let Some(node) = nodes.iter().find(|node| endpoint["nodeName"] == *node.written) {
-            endpoint["nodeName"] = node.name.clone().into();
-        }
-    }
-    Ok(Some(made))
 }

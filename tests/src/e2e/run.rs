@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use super::api::Api;
 use super::install::{self, Install};
 use super::life::Machine;
-use super::live::remove_all;
+use super::remove::remove_all;
 use super::report::Report;
 use super::{drops, life, scenarios, upstream};
 

@@ -1,7 +1,7 @@
 //! Objects of scenarios as a real cluster takes them: other names, other nodes, other addresses.
 //!
 //! A scenario's objects carry addresses of its own. A block in a policy becomes one that holds the same pods and nodes by
-//! the addresses that they really have: the block itself if that is so, else a node's range, else each address alone.
+//! the addresses that they really have: the block itself or nodes' ranges as far as they do, and each other address alone.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -64,23 +64,28 @@ impl Addresses {
         if really(&block, except) == held {
             return vec![(block, except.to_vec())];
         }
-        // An exception stays one: each end that it took out, alone.
-        let excepted: Vec<IpNet> = of_family()
-            .filter(|end| block.contains(&end.written) && !held.contains(&end.real))
-            .map(|end| end.real.into())
-            .collect();
-        for candidate in std::iter::once(&block).chain(&self.ranges) {
-            let within: Vec<IpNet> = excepted.iter().copied().filter(|one| candidate.contains(one)).collect();
-            if really(candidate, &within) == held && !held.is_empty() {
-                return vec![(*candidate, within)];
-            }
-        }
         if held.is_empty() {
             // Without any peer a rule would be about everybody; nobody lives in a block for documentation.
             let nobody = if block.addr().is_ipv4() { NOBODY_V4 } else { NOBODY_V6 };
             return vec![(nobody.into(), Vec::new())];
         }
-        held.into_iter().map(|address| (address.into(), Vec::new())).collect()
+        // An exception stays one: each end that it took out, alone.
+        let excepted: Vec<IpNet> = of_family()
+            .filter(|end| block.contains(&end.written) && !held.contains(&end.real))
+            .map(|end| end.real.into())
+            .collect();
+        let (mut blocks, mut rest) = (Vec::new(), held.clone());
+        for candidate in std::iter::once(&block).chain(&self.ranges) {
+            let within: Vec<IpNet> = excepted.iter().copied().filter(|one| candidate.contains(one)).collect();
+            let covered = really(candidate, &within);
+            let is_as_before = block.prefix_len() < block.max_prefix_len() && (within.is_empty() || !except.is_empty());
+            if is_as_before && !covered.is_empty() && covered.is_subset(&held) && !covered.is_disjoint(&rest) {
+                rest.retain(|address| !covered.contains(address));
+                blocks.push((*candidate, within));
+            }
+        }
+        blocks.extend(rest.into_iter().map(|address| (address.into(), Vec::new())));
+        blocks
     }
 
     /// A policy with real names and addresses.
@@ -225,14 +230,16 @@ mod tests {
     #[test]
     fn a_block_becomes_one_that_holds_the_same_ends() {
         check("10.244.2.10/32", &[], "10.64.1.3/32");
-        check("0.0.0.0/4", &[], "0.0.0.0/4");
-        check("0.0.0.0/4", &["10.244.2.10/32"], "0.0.0.0/4 but 10.64.1.3/32");
+        check("0.0.0.0/0", &[], "0.0.0.0/0");
+        check("0.0.0.0/4", &[], "0.0.0.0/4, 172.31.0.11/32");
+        check("0.0.0.0/4", &["10.244.2.10/32"], "0.0.0.0/4 but 10.64.1.3/32, 172.31.0.11/32");
         check("203.0.113.0/24", &[], "203.0.113.0/24");
         check("10.244.1.0/24", &[], "10.64.0.0/24");
+        check("10.244.1.0/24", &["10.244.1.44/32"], "10.64.0.0/24 but 10.64.0.9/32");
         check("10.244.1.0/24", &["10.244.1.32/28"], "10.64.0.0/24 but 10.64.0.6/32 but 10.64.0.9/32");
         check("10.244.1.32/28", &[], "10.64.0.6/32, 10.64.0.9/32");
         check("172.31.0.0/16", &[], "192.0.2.1/32");
-        check("10.244.0.0/16", &[], "10.64.0.5/32, 10.64.0.6/32, 10.64.0.9/32, 10.64.1.3/32");
+        check("10.244.0.0/16", &[], "10.64.0.0/24, 10.64.1.0/24");
     }
 
     #[test]
