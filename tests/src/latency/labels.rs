@@ -80,7 +80,7 @@ async fn change(config: Config, stop: &AtomicBool, answered: Arc<AtomicU64>, ref
             return;
         }
         let Ok(place) = places.clone().try_acquire_owned() else { continue };
-        let state = if number / OTHERS % 2 == 0 { "even" } else { "odd" };
+        let state = if (number / OTHERS).is_multiple_of(2) { "even" } else { "odd" };
         let patch = Patch::Merge(json!({"metadata": {"labels": {"state": state}}}));
         let (pods, answered, refused) = (pods.clone(), answered.clone(), refused.clone());
         tokio::spawn(async move {

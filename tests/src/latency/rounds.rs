@@ -140,7 +140,7 @@ impl<'a> Rounds<'a> {
                 report.add(denial);
                 report.add(allowance);
                 let done = round + 1 - WARM_UP;
-                if done % 10 == 0 || done == count {
+                if done.is_multiple_of(10) || done == count {
                     let took = begin.elapsed().as_secs();
                     eprintln!("{write}, {load}: {done} of {count} rounds, {took} s, {without_effect} without a cut");
                 }
