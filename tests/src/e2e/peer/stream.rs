@@ -224,22 +224,29 @@ mod tests {
             let sink = Sink::open(&[address], port).expect("a sink on loopback");
             let before = now_ns();
             let blast = begin(SocketAddr::new(address, port)).expect("a stream on loopback");
-            let begin = Instant::now();
-            while sink.read(false).arrived.count < 100 {
-                assert!(begin.elapsed() < PATIENCE, "{:?}", sink.read(false));
-                thread::sleep(Duration::from_millis(1));
-            }
+            wait("100 records arrive", || sink.read(false).arrived.count >= 100);
             let sunk = sink.read(true);
-            assert_eq!(sunk.first_number, 0);
-            assert_eq!(sunk.last_number + 1, sunk.arrived.count, "loopback loses nothing");
-            assert!(before <= sunk.first_sent_ns && sunk.first_sent_ns <= sunk.arrived.first_ns);
-            assert_eq!(blast.sent_ns(sunk.last_number), Some(sunk.last_sent_ns));
+            // A machine that is busy with other things may lose some, but never make any.
+            assert!(sunk.first_number < 100 && sunk.arrived.count <= sunk.last_number + 1, "{sunk:?}");
+            assert!(before <= sunk.first_sent_ns && sunk.first_sent_ns <= sunk.arrived.first_ns, "{sunk:?}");
+            // It is noted when it is on its way.
+            wait("the last is noted", || blast.sent_ns(sunk.last_number) == Some(sunk.last_sent_ns));
             assert_eq!(blast.sent_ns(u64::MAX), None);
             drop(blast);
-            thread::sleep(Duration::from_millis(20));
-            let after = sink.read(true);
-            thread::sleep(Duration::from_millis(20));
-            assert_eq!(sink.read(false).arrived.count, 0, "it ended after {after:?}");
+            wait("it ends", || {
+                sink.read(true);
+                thread::sleep(Duration::from_millis(50));
+                sink.read(false).arrived.count == 0
+            });
+        }
+    }
+
+    #[track_caller]
+    fn wait(what: &str, is_so: impl Fn() -> bool) {
+        let begin = Instant::now();
+        while !is_so() {
+            assert!(begin.elapsed() < PATIENCE, "{what}: not within {PATIENCE:.0?}");
+            thread::sleep(Duration::from_millis(1));
         }
     }
 
