@@ -7,7 +7,8 @@
 //!
 //! A round denies by a write, waits for silence, allows by another write and waits for traffic. All times are on
 //! CLOCK_MONOTONIC, which the containers of a machine share; where the pods' clocks are not this process's, nothing is
-//! measured. The sender stamps each datagram, and the receiver stamps its arrival.
+//! measured. What counts is when the sender sent the first datagram that shows the new verdict: the first that no longer
+//! arrives, or the first that does. A receiver that reads late changes nothing.
 
 mod clock;
 mod figures;

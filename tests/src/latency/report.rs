@@ -33,15 +33,33 @@ pub(super) struct Sample {
     pub(super) wires: Vec<(Flow, Option<Wire>)>,
 }
 
-/// The last datagram before silence, or the first after it.
+/// The last datagram before silence or the first after it, and its neighbour on the other side of the change.
 #[derive(Clone, Copy)]
 pub(super) struct Wire {
     /// The receiver read it.
     pub(super) arrived_ns: u64,
     /// It was sent.
     pub(super) sent_ns: u64,
-    /// Between it and its neighbour on the other side of the change: how exactly that is known.
-    pub(super) gap_ns: u64,
+    /// Its neighbour was sent, which did not arrive: the next one before silence, the one before after it.
+    pub(super) lost_ns: u64,
+}
+
+impl Wire {
+    /// Between which two times of sending the verdict changed.
+    fn bounds_ns(self) -> (u64, u64) {
+        (self.sent_ns.min(self.lost_ns), self.sent_ns.max(self.lost_ns))
+    }
+
+    /// When the datagram was sent that shows the new verdict: the first that did not arrive, or the first that did. Then
+    /// the verdict has changed, whoever has read what when.
+    fn shown_ns(self) -> u64 {
+        self.bounds_ns().1
+    }
+
+    fn gap_us(self) -> i64 {
+        let (from_ns, to_ns) = self.bounds_ns();
+        from_to_us(from_ns, to_ns)
+    }
 }
 
 /// All samples of a run.
@@ -65,9 +83,9 @@ struct Row {
     never: usize,
     /// From the answer to the plain watch.
     watch: Option<Percentiles>,
-    /// From the answer to the datagram's arrival.
+    /// From the answer to the first datagram that shows the new verdict.
     wire: Option<Percentiles>,
-    /// From the plain watch to the datagram's arrival.
+    /// From the plain watch to that datagram.
     over_watch: Option<Percentiles>,
     /// From the datagram's sending to its arrival.
     path: Option<Percentiles>,
@@ -135,17 +153,24 @@ impl Report {
             watch: Percentiles::of(
                 all.iter().filter_map(|&(answered, watched, _)| Some(from_to_us(answered, watched?))),
             ),
-            wire: Percentiles::of(wires().map(|(answered, _, wire)| from_to_us(answered, wire.arrived_ns))),
+            wire: Percentiles::of(wires().map(|(answered, _, wire)| from_to_us(answered, wire.shown_ns()))),
             over_watch: Percentiles::of(
-                wires().filter_map(|(_, watched, wire)| Some(from_to_us(watched?, wire.arrived_ns))),
+                wires().filter_map(|(_, watched, wire)| Some(from_to_us(watched?, wire.shown_ns()))),
             ),
             path: Percentiles::of(wires().map(|(_, _, wire)| from_to_us(wire.sent_ns, wire.arrived_ns))),
-            gap: Percentiles::of(wires().map(|(_, _, wire)| from_to_us(0, wire.gap_ns))),
+            gap: Percentiles::of(wires().map(|(_, _, wire)| wire.gap_us())),
         };
         (row.rounds > 0).then_some(row)
     }
 
+    /// How many rounds cut flows at different moments, and of how many this can be said.
+    fn cut_apart(&self) -> (usize, usize) {
+        let at_once: Vec<bool> = self.samples.iter().filter_map(Sample::is_cut_at_once).collect();
+        (at_once.iter().filter(|is_at_once| !**is_at_once).count(), at_once.len())
+    }
+
     fn to_json(&self) -> Value {
+        let (apart, cut) = self.cut_apart();
         let Self { samples, rounds, nodes, clocks_within, changes, idle_percent } = self;
         let idle: serde_json::Map<_, _> =
             idle_percent.iter().map(|(load, percent)| (load.to_string(), json!(percent))).collect();
@@ -157,6 +182,8 @@ impl Report {
             "processors_idle_percent": idle,
             "label_changes_a_second": changes.as_ref().map(|changes| changes.rate),
             "label_changes_refused": changes.as_ref().map(|changes| changes.refused),
+            "rounds_cut_apart": apart,
+            "rounds_cut": cut,
             "goal_over_watch_us": {"p50": GOALS_US.0, "p99": GOALS_US.1},
             "rows": self.rows().iter().map(Row::to_json).collect::<Vec<_>>(),
             "samples": samples.iter().map(Sample::to_json).collect::<Vec<_>>(),
@@ -168,11 +195,11 @@ impl Sample {
     fn to_json(&self) -> Value {
         let Self { write, effect, load, answered_ns, took_ns, watched_ns, wires } = self;
         let wires = wires.iter().map(|(flow, wire)| {
-            let wire = wire.map(|Wire { arrived_ns, sent_ns, gap_ns }| {
+            let wire = wire.map(|Wire { arrived_ns, sent_ns, lost_ns }| {
                 json!({
                     "arrived_us": from_to_us(*answered_ns, arrived_ns),
                     "sent_us": from_to_us(*answered_ns, sent_ns),
-                    "gap_us": gap_ns / 1000,
+                    "lost_us": from_to_us(*answered_ns, lost_ns),
                 })
             });
             (flow.to_string(), wire.unwrap_or_default())
@@ -249,18 +276,7 @@ impl fmt::Display for Report {
                     "datagram, sent to read",
                     Percentiles::of(wires().map(|wire| from_to_us(wire.sent_ns, wire.arrived_ns))),
                 ),
-                (
-                    "between the datagrams around a change",
-                    Percentiles::of(wires().map(|one| from_to_us(0, one.gap_ns))),
-                ),
-                (
-                    "running flow cut after fresh ones",
-                    Percentiles::of(of_load().filter_map(|sample| sample.between(Flow::Fresh, Flow::Running))),
-                ),
-                (
-                    "TCP flow cut after fresh ones",
-                    Percentiles::of(of_load().filter_map(|sample| sample.between(Flow::Fresh, Flow::Tcp))),
-                ),
+                ("between the datagrams around a change", Percentiles::of(wires().map(|one| one.gap_us()))),
             ];
             for (name, percentiles) in figures {
                 if let Some(percentiles) = percentiles {
@@ -268,6 +284,8 @@ impl fmt::Display for Report {
                 }
             }
         }
+        let (apart, cut) = self.cut_apart();
+        writeln!(f, "running, fresh and TCP flows were cut at different moments in {apart} of {cut} rounds")?;
         for (load, percent) in idle_percent {
             writeln!(f, "{load:<6}  processors were idle {percent:.0} % of the time, of all that this machine does")?;
         }
@@ -284,10 +302,44 @@ impl fmt::Display for Report {
 }
 
 impl Sample {
-    /// From the last datagram of one flow to that of another; none of what was allowed, or never cut.
-    fn between(&self, from: Flow, to: Flow) -> Option<i64> {
-        let arrived = |flow| self.wires.iter().find(|(wired, _)| *wired == flow)?.1.map(|wire| wire.arrived_ns);
-        (self.effect == Effect::Deny).then_some(())?;
-        Some(from_to_us(arrived(from)?, arrived(to)?))
+    /// Whether one moment explains what was seen of all flows that were cut; none of a round without two of them.
+    fn is_cut_at_once(&self) -> Option<bool> {
+        if self.effect == Effect::Allow {
+            return None;
+        }
+        let bounds: Vec<(u64, u64)> = self.wires.iter().filter_map(|(_, wire)| Some((*wire)?.bounds_ns())).collect();
+        let latest_begin = bounds.iter().map(|(begin, _)| begin).max()?;
+        let earliest_end = bounds.iter().map(|(_, end)| end).min()?;
+        (bounds.len() > 1).then_some(latest_begin <= earliest_end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wire(sent_ns: u64, lost_ns: u64) -> Option<Wire> {
+        Some(Wire { arrived_ns: sent_ns + 50, sent_ns, lost_ns })
+    }
+
+    fn sample(effect: Effect, wires: &[(Flow, Option<Wire>)]) -> Sample {
+        let (write, load, wires) = (Write::Policy, Load::Idle, wires.to_vec());
+        Sample { write, effect, load, answered_ns: 1000, took_ns: 5, watched_ns: Some(1200), wires }
+    }
+
+    #[test]
+    fn what_shows_a_verdict_is_the_later_of_two_datagrams() {
+        assert_eq!(wire(300, 500).expect("it is one").shown_ns(), 500, "the first that was lost");
+        assert_eq!(wire(500, 300).expect("it is one").shown_ns(), 500, "the first that arrived");
+    }
+
+    #[test]
+    fn flows_are_cut_at_once_if_one_moment_explains_them_all() {
+        let is_at_once = |wires: &[_]| sample(Effect::Deny, wires).is_cut_at_once();
+        assert_eq!(is_at_once(&[(Flow::Running, wire(300, 500)), (Flow::Fresh, wire(450, 600))]), Some(true));
+        assert_eq!(is_at_once(&[(Flow::Running, wire(300, 500)), (Flow::Fresh, wire(550, 600))]), Some(false));
+        assert_eq!(is_at_once(&[(Flow::Running, wire(300, 500)), (Flow::Fresh, None)]), None);
+        let allowed = [(Flow::Running, wire(500, 300)), (Flow::Fresh, wire(700, 600))];
+        assert_eq!(sample(Effect::Allow, &allowed).is_cut_at_once(), None);
     }
 }

@@ -197,11 +197,7 @@ impl<'a> Rounds<'a> {
             return Ok(None);
         }
         let next_ns = self.pods.sent_ns(flow, sunk.last_number + 1).await?;
-        Ok(next_ns.map(|next_ns| Wire {
-            arrived_ns: sunk.arrived.last_ns,
-            sent_ns: sunk.last_sent_ns,
-            gap_ns: next_ns.saturating_sub(sunk.last_sent_ns),
-        }))
+        Ok(next_ns.map(|lost_ns| Wire { arrived_ns: sunk.arrived.last_ns, sent_ns: sunk.last_sent_ns, lost_ns }))
     }
 
     /// Allows, and waits until datagrams arrive of those flows that were cut.
@@ -234,7 +230,8 @@ impl<'a> Rounds<'a> {
                     break Some(Wire {
                         arrived_ns: sunk.arrived.first_ns,
                         sent_ns: sunk.first_sent_ns,
-                        gap_ns: before_ns.map_or(0, |before_ns| sunk.first_sent_ns.saturating_sub(before_ns)),
+                        // The first of all has none before it.
+                        lost_ns: before_ns.unwrap_or(sunk.first_sent_ns),
                     });
                 }
                 if begin.elapsed() >= PATIENCE {
