@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use super::connection::{Connections, Door, Peer};
 use super::fault::Faults;
 use super::kind::Kind;
-use super::store::{self, Key, Snapshot, Store};
+use super::store::{Key, Snapshot, Store};
 use super::target::{Target, Verb};
 use super::{Shared, answer, lock, write};
 
@@ -78,7 +78,9 @@ impl ApiServer {
         let (changed, _) = tokio::sync::watch::channel(());
         let mut store = Store::new();
         for name in ["default", "kube-system"] {
-            store.put((Kind::Namespace, String::new(), name.into()), store::namespace(name));
+            let mut namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+            write::complete_namespace(name, &mut namespace);
+            store.put((Kind::Namespace, String::new(), name.into()), namespace);
         }
         let shared = Arc::new(Shared {
             store: Mutex::new(store),
@@ -162,9 +164,13 @@ impl ApiServer {
     }
 
     /// Creates or replaces an object as it is, status and deletionTimestamp with it; only uid, resourceVersion, generation
-    /// and creationTimestamp are filled in where they are missing. Gives the object as it is stored.
-    pub fn put(&self, object: Value) -> Arc<Value> {
+    /// and creationTimestamp are filled in where they are missing, and a namespace's finalizer and the label of its name.
+    /// Gives the object as it is stored.
+    pub fn put(&self, mut object: Value) -> Arc<Value> {
         let key = key_of(&object);
+        if key.0 == Kind::Namespace && object["spec"].is_null() {
+            write::complete_namespace(&key.2, &mut object);
+        }
         self.shared.change(|store| store.put(key, object))
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::kind::Kind;
 
@@ -201,13 +201,4 @@ fn uid(random: &mut fastrand::Rng) -> String {
         format!("{:0digits$x}", (bits >> shift) & ((1_u128 << (4 * digits)) - 1), digits = digits)
     };
     format!("{}-{}-4{}-8{}-{}", part(96, 8), part(80, 4), part(68, 3), part(56, 3), part(0, 12))
-}
-
-/// The namespaces that every cluster has.
-pub(super) fn namespace(name: &str) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Namespace",
-        "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
-        "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"},
-    })
 }

@@ -128,14 +128,19 @@ fn insert(store: &mut Store, target: &Target, key: Key, mut object: Value) -> Re
         object["status"] = json!({});
     }
     if *kind == Kind::Namespace {
-        object["metadata"]["labels"]["kubernetes.io/metadata.name"] = name.as_str().into();
-        object["spec"]["finalizers"] = json!(["kubernetes"]);
-        object["status"]["phase"] = "Active".into();
+        complete_namespace(name, &mut object);
     }
     if *kind == Kind::Pod {
         object["status"]["phase"] = "Pending".into();
     }
     commit(store, target, key, object, true)
+}
+
+/// Gives a namespace what every server gives one: the label of its name, the finalizer, the phase.
+pub(super) fn complete_namespace(name: &str, namespace: &mut Value) {
+    namespace["metadata"]["labels"]["kubernetes.io/metadata.name"] = name.into();
+    namespace["spec"]["finalizers"] = json!(["kubernetes"]);
+    namespace["status"]["phase"] = "Active".into();
 }
 
 /// What an object is after a write of `new` over `live`, by the part that is written.

@@ -22,7 +22,9 @@ use crate::objects::{namespace, pod};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) fn client(server: &ApiServer) -> Client {
-    let config = kube::Config::new(server.url().parse().expect("a URL"));
+    let mut config = kube::Config::new(server.url().parse().expect("a URL"));
+    // What the server says first is what counts here.
+    config.default_retry = false;
     Client::try_from(config).expect("a client")
 }
 
@@ -332,6 +334,8 @@ async fn cluster_policies_are_there_as_long_as_their_crd() {
     assert_eq!(error_code(alpha.list(&ListParams::default()).await), 404);
     let mut told = Told::new(watcher::watcher(beta, Config::default()).map(|event| event.map(named)));
     told.expect(&["init", "listed tenancy", "done"]).await;
+    server.edit(Kind::ClusterNetworkPolicy, "", "tenancy", |policy| policy["spec"]["priority"] = 2.into());
+    told.expect(&["applied tenancy"]).await;
     server.install_cluster_policies(&["v1beta1", "v1alpha2"]);
     assert_eq!(names(&alpha.list(&ListParams::default()).await.expect("a list").items), ["tenancy"]);
     let groups = client(&server).list_api_groups().await.expect("groups");
