@@ -60,12 +60,14 @@ fn resources(store: &Store, group: &str, version: &str) -> Option<Value> {
     for kind in kinds {
         let resource = |name: String, verbs: &[&str]| {
             json!({
-                "name": name, "singularName": kind.name().to_lowercase(), "namespaced": kind.is_namespaced(),
-                "kind": kind.name(), "verbs": verbs, "shortNames": kind.short_names(),
+                "name": name, "singularName": "", "namespaced": kind.is_namespaced(), "kind": kind.name(), "verbs": verbs,
             })
         };
         let verbs = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
-        resources.push(resource(kind.plural().into(), &verbs));
+        let mut whole = resource(kind.plural().into(), &verbs);
+        whole["singularName"] = kind.name().to_lowercase().into();
+        whole["shortNames"] = kind.short_names().into();
+        resources.push(whole);
         if kind.has_status() {
             resources.push(resource(format!("{}/status", kind.plural()), &["get", "patch", "update"]));
         }

@@ -145,8 +145,13 @@ impl ApiServer {
         format!("http://{}", lock(&self.places)[0].address)
     }
 
-    /// Writes a kubeconfig for a URL of this server, with a bearer token if it needs one.
-    pub fn kubeconfig(&self, path: &Path, url: &str) {
+    /// Writes a kubeconfig for the test's own network namespace, with a bearer token if the server takes only one.
+    pub fn kubeconfig(&self, path: &Path) {
+        self.kubeconfig_for(path, &self.url());
+    }
+
+    /// As `kubeconfig`, for another of the server's URLs.
+    pub fn kubeconfig_for(&self, path: &Path, url: &str) {
         let token = lock(&self.shared.token).clone();
         let user = token.map_or_else(|| json!({}), |token| json!({"token": token}));
         let config = json!({
@@ -166,7 +171,7 @@ impl ApiServer {
     /// Creates or replaces an object as it is, status and deletionTimestamp with it; only uid, resourceVersion, generation
     /// and creationTimestamp are filled in where they are missing, and a namespace's finalizer and the label of its name.
     /// Gives the object as it is stored.
-    pub fn put(&self, mut object: Value) -> Arc<Value> {
+    pub fn apply(&self, mut object: Value) -> Arc<Value> {
         let key = key_of(&object);
         if key.0 == Kind::Namespace && object["spec"].is_null() {
             write::complete_namespace(&key.2, &mut object);

@@ -19,7 +19,7 @@ pub(super) struct Written {
 
 /// Creates an object.
 pub(super) fn create(store: &mut Store, target: &Target, resource: &Resource, body: &[u8]) -> Result<Written, Failure> {
-    let mut object = parse_yaml(body)?;
+    let mut object = whole(target, body)?;
     let metadata = &mut object["metadata"];
     if metadata["name"].is_null()
         && let Some(prefix) = metadata["generateName"].as_str()
@@ -35,7 +35,7 @@ pub(super) fn create(store: &mut Store, target: &Target, resource: &Resource, bo
 pub(super) fn update(store: &mut Store, target: &Target, resource: &Resource, body: &[u8]) -> Result<Written, Failure> {
     let key = resource.key();
     let live = store.get(&key).cloned().ok_or_else(|| Failure::not_found(key.0, &key.2))?;
-    let object = parse(body)?;
+    let object = whole(target, body)?;
     let object = replace(&key, &live, object, resource.subresource.as_deref())?;
     commit(store, target, key, object, false)
 }
@@ -51,6 +51,14 @@ pub(super) fn patch(store: &mut Store, target: &Target, resource: &Resource, bod
             let object = replace(&key, &live, object, resource.subresource.as_deref())?;
             commit(store, target, key, object, false)
         }
+    }
+}
+
+/// A whole object in a form that is taken: clients that would rather send protobuf are told so.
+fn whole(target: &Target, body: &[u8]) -> Result<Value, Failure> {
+    match target.content_type.as_str() {
+        "" | "application/json" | "application/yaml" => parse_yaml(body),
+        other => Err(Failure::unsupported(other)),
     }
 }
 

@@ -31,9 +31,9 @@ pub(crate) fn client(server: &ApiServer) -> Client {
 /// A server with pods `p0`, `p1` and so on in the namespace `shop`.
 pub(crate) fn server_with_pods(count: usize) -> ApiServer {
     let server = ApiServer::start();
-    server.put(namespace("shop"));
+    server.apply(namespace("shop"));
     for number in 0..count {
-        server.put(pod("shop", &format!("p{number}"), "web"));
+        server.apply(pod("shop", &format!("p{number}"), "web"));
     }
     server
 }
@@ -96,7 +96,7 @@ async fn pages_are_of_one_moment() {
     let first = pods.list(&ListParams::default().limit(2)).await.expect("a page");
     assert_eq!(names(&first.items), ["p0", "p1"]);
     server.delete(Kind::Pod, "shop", "p3");
-    server.put(pod("shop", "p9", "web"));
+    server.apply(pod("shop", "p9", "web"));
     let token = first.metadata.continue_.clone().expect("more pages");
     let second = pods.list(&ListParams::default().limit(2).continue_token(&token)).await.expect("a page");
     assert_eq!(names(&second.items), ["p2", "p3"], "what was there when the first page was made");
@@ -114,7 +114,7 @@ async fn a_list_is_as_new_as_it_is_asked_to_be() {
     let server = server_with_pods(1);
     let pods: Api<Pod> = Api::all(client(&server));
     let then = server.resource_version().to_string();
-    server.put(pod("shop", "p1", "web"));
+    server.apply(pod("shop", "p1", "web"));
     let exact = pods.list(&ListParams::default().at(&then).matching(kube::api::VersionMatch::Exact)).await;
     assert_eq!(names(&exact.expect("an old list").items), ["p0"]);
     let newer = pods.list(&ListParams::default().at(&then).matching(kube::api::VersionMatch::NotOlderThan)).await;
@@ -132,7 +132,7 @@ async fn a_watcher_lists_in_pages_and_then_follows() {
     let server = server_with_pods(3);
     let mut told = Told::new(watcher::watcher(Api::<Pod>::all(client(&server)), Config::default().page_size(2)));
     told.expect(&["init", "listed p0", "listed p1", "listed p2", "done"]).await;
-    server.put(pod("shop", "p3", "web"));
+    server.apply(pod("shop", "p3", "web"));
     told.expect(&["applied p3"]).await;
     server.edit(Kind::Pod, "shop", "p1", |pod| pod["metadata"]["labels"]["app"] = "db".into());
     server.delete(Kind::Pod, "shop", "p0");
@@ -163,7 +163,7 @@ async fn metadata_alone_is_listed_and_watched() {
     let metadata: Api<PartialObjectMeta<Pod>> = Api::all(client(&server));
     let mut told = Told::new(watcher::watcher(metadata, Config::default().streaming_lists()));
     told.expect(&["init", "listed p0", "done"]).await;
-    server.put(pod("shop", "p1", "web"));
+    server.apply(pod("shop", "p1", "web"));
     told.expect(&["applied p1"]).await;
 }
 
@@ -191,7 +191,7 @@ async fn watched(server: &ApiServer, params: &WatchParams, version: &str) -> Vec
 async fn a_watch_ends_in_time_and_its_bookmarks_are_of_now() {
     let server = server_with_pods(1);
     let start = server.resource_version();
-    server.put(namespace("other"));
+    server.apply(namespace("other"));
     let now = server.resource_version();
     let params = WatchParams::default().timeout(1);
     // One a second, which is when it ends: one or two.
@@ -229,7 +229,7 @@ async fn a_quiet_watch_survives_compaction_by_its_bookmarks() {
         // The watch is asked for once more about each second.
         let quiet = tokio::time::timeout(Duration::from_millis(200), told.next()).await;
         assert!(quiet.is_err(), "an event without a change: {quiet:?}");
-        server.put(namespace("other"));
+        server.apply(namespace("other"));
         let quiet = tokio::time::timeout(Duration::from_millis(200), told.next()).await;
         assert!(quiet.is_err(), "an event without a change: {quiet:?}");
         server.compact();
@@ -246,6 +246,9 @@ async fn writes_conflict_as_they_should() {
     let server = server_with_pods(0);
     let pods: Api<Pod> = Api::namespaced(client(&server), "shop");
     let made: Pod = serde_json::from_value(pod("shop", "db", "db")).expect("a pod");
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    assert!(pods.create(&dry, &made).await.expect("a pod that might be").uid().is_none());
+    assert!(server.objects(Kind::Pod).is_empty());
     let made = pods.create(&PostParams::default(), &made).await.expect("a new pod");
     assert!(made.uid().is_some() && made.creation_timestamp().is_some());
     assert_eq!(error_code(pods.create(&PostParams::default(), &made).await), 409);
@@ -327,7 +330,7 @@ async fn cluster_policies_are_there_as_long_as_their_crd() {
             .any(|group| group.name.starts_with("policy."))
     );
     server.install_cluster_policies(&["v1beta1"]);
-    server.put(json!({
+    server.apply(json!({
         "apiVersion": "policy.networking.k8s.io/v1beta1", "kind": "ClusterNetworkPolicy",
         "metadata": {"name": "tenancy"}, "spec": {"tier": "Admin", "priority": 1},
     }));

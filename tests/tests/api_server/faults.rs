@@ -89,7 +89,7 @@ fn a_running_watch_meets_the_faults_too() {
             let reader = scope.spawn(|| raw(&server, &path, SHORT));
             std::thread::sleep(SHORT / 3);
             server.faults().add(Scope::reads().kinds(&[Kind::Pod]), fault);
-            server.put(pod("shop", "p0", &server.resource_version().to_string()));
+            server.apply(pod("shop", "p0", &server.resource_version().to_string()));
             reader.join().expect("a reader")
         });
         (text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default(), has_ended)
@@ -131,7 +131,7 @@ async fn a_partial_page_has_no_next_one() {
 async fn a_stale_list_is_of_the_past_and_is_made_good_by_the_watch() {
     let server = server_with_pods(2);
     server.delete(Kind::Pod, "shop", "p0");
-    server.put(pod("shop", "p2", "web"));
+    server.apply(pod("shop", "p2", "web"));
     server.faults().add(Scope::all(), Fault::StaleList { changes: 2 });
     let mut told = Told::new(watcher::watcher(Api::<Pod>::all(client(&server)), Config::default()));
     told.expect(&["init", "listed p0", "listed p1", "done", "deleted p0", "applied p2"]).await;
@@ -157,18 +157,18 @@ async fn duplicates_holds_and_bookmarks_alone_change_order_and_number_but_lose_n
     pods.until("done").await;
     namespaces.until("done").await;
     // The watch itself is asked for by the next look.
-    server.put(pod("shop", "p0", "web"));
+    server.apply(pod("shop", "p0", "web"));
     pods.expect(&["applied p0"]).await;
     let of_pods = Scope::all().kinds(&[Kind::Pod]);
     let duplicate = server.faults().add(of_pods.clone(), Fault::Duplicate);
-    server.put(pod("shop", "p1", "web"));
+    server.apply(pod("shop", "p1", "web"));
     pods.expect(&["applied p1", "applied p1"]).await;
     server.faults().remove(duplicate);
     for fault in [Fault::Hold { by: Duration::from_secs(1) }, Fault::BookmarksOnly] {
         let fault = server.faults().add(of_pods.clone(), fault);
         let name = format!("later-{}", server.resource_version());
-        server.put(pod("shop", &name, "web"));
-        server.put(namespace(&name));
+        server.apply(pod("shop", &name, "web"));
+        server.apply(namespace(&name));
         namespaces.expect(&[&format!("applied {name}")]).await;
         let early = tokio::time::timeout(Duration::from_millis(200), pods.next()).await;
         assert!(early.is_err(), "it is not held: {early:?}");
@@ -183,7 +183,7 @@ async fn the_whole_server_goes_away_and_comes_back_at_its_port() {
     let url = server.url();
     let mut told = Told::new(watcher::watcher(Api::<Pod>::all(client(&server)), Config::default()));
     told.until("done").await;
-    server.put(pod("shop", "p1", "web"));
+    server.apply(pod("shop", "p1", "web"));
     told.expect(&["applied p1"]).await;
     server.go_away();
     let address = url.replace("http://", "");
@@ -201,13 +201,13 @@ async fn a_restored_server_is_silent_to_watches_ahead_of_it() {
     let server = server_with_pods(1);
     let backup = server.snapshot();
     server.delete(Kind::Pod, "shop", "p0");
-    server.put(pod("shop", "p1", "web"));
+    server.apply(pod("shop", "p1", "web"));
     let ahead = server.resource_version().to_string();
     server.restore(&backup);
     let pods: Api<Pod> = Api::all(client(&server));
     let listed = pods.list(&ListParams::default()).await.expect("a list");
     assert_eq!(listed.items.iter().map(ResourceExt::name_any).collect::<Vec<_>>(), ["p0"]);
-    server.put(pod("shop", "p2", "web"));
+    server.apply(pod("shop", "p2", "web"));
     let mut events = pods.watch(&WatchParams::default().timeout(1), &ahead).await.expect("a watch").boxed();
     assert!(events.next().await.is_none(), "it told of a version that it had told before");
     let future = ListParams::default().at(&ahead).matching(kube::api::VersionMatch::NotOlderThan);
@@ -221,7 +221,7 @@ async fn a_token_that_is_not_taken_any_more_is_refused() {
     server.require_token(Some("first"));
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("kubeconfig");
-    server.kubeconfig(&path, &server.url());
+    server.kubeconfig(&path);
     let config = kube::config::Kubeconfig::read_from(&path).expect("a kubeconfig");
     let config = kube::Config::from_custom_kubeconfig(config, &kube::config::KubeConfigOptions::default()).await;
     let pods: Api<Pod> = Api::all(kube::Client::try_from(config.expect("a configuration")).expect("a client"));
@@ -254,7 +254,7 @@ async fn converges(seed: u64) {
     let server = server_with_pods(3);
     server.set_bookmark_interval(Duration::from_millis(30));
     let config = Config::default().page_size(2).timeout(1);
-    let config = if seed % 2 == 0 { config.streaming_lists() } else { config };
+    let config = if seed.is_multiple_of(2) { config.streaming_lists() } else { config };
     let mut events = watcher::watcher(Api::<Pod>::all(client(&server)), config).boxed();
     let (mut known, mut listing) = (Known::new(), Known::new());
     let mut random = fastrand::Rng::with_seed(seed);
@@ -274,7 +274,7 @@ async fn converges(seed: u64) {
             0 => server.compact(),
             1 => server.cut_connections(),
             2..8 if server.get(Kind::Pod, "shop", &name).is_some() => server.delete(Kind::Pod, "shop", &name),
-            _ => drop(server.put(pod("shop", &name, &random.u32(..).to_string()))),
+            _ => drop(server.apply(pod("shop", &name, &random.u32(..).to_string()))),
         }
         if active.is_none_or(|(_, until)| until < Instant::now()) {
             if let Some((fault, _)) = active {
