@@ -1,32 +1,41 @@
 //! Wires the stages and owns the tasks: the one file that sees them all.
 //!
 //! ```text
-//! directory changed --> read, compile --+
-//! links changed ------> enroll, retire -+--> publish --> settle (after the grace period) --> ready file
+//! objects changed ----> read, compile --+
+//! links changed ------> enroll, retire -+--> publish --> ready file --> settle (after the grace period)
 //! 20 ms --------------> events --> drop lines          1 s --> verify attachment          1 min --> sweep
 //! ```
 //! One loop, one thing at a time: nothing here is on a packet's way, and nothing needs a lock.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
-use npolicy_common::{Direction, FLOW_WAYS, FlowEvent, Reason, Verdict};
+use npolicy_common::{Direction, FLOW_WAYS, Reason, Verdict};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
 use crate::compile::{Changes, Compiler, Scope};
-use crate::datapath::{Datapath, DatapathConfig, Degraded, Enrolled, PublishReport};
-use crate::model::{ClusterState, Event, Owner, PodKey, Severity, Tier};
-use crate::observe::{DropLine, DropLog, Endpoints, Format, History, Ready, Repeats, write_ready};
-use crate::watch::directory::DirectoryWatch;
-use crate::watch::links::{HostLink, LinkWatch, Links};
-use crate::watch::manifests::Manifests;
+use crate::datapath::{Datapath, DatapathConfig, DatapathError, Degraded, PublishReport, Settling};
+use crate::model::{ClusterState, Event, PodKey, Tier};
+use crate::observe::{DropLog, Endpoints, Format, Health, History, Ready, Repeats, write_ready};
+use crate::watch::kubernetes::KubernetesConfig;
+use crate::watch::links::LinkWatch;
 
+use cluster::Cluster;
+use endpoints::Occupants;
+use files::Files;
+
+mod cluster;
 mod denial;
+mod endpoints;
+mod files;
+mod health;
+mod identify;
 
 /// How often denials are read from the ring buffer.
 const EVENTS_EVERY: Duration = Duration::from_millis(20);
@@ -41,13 +50,38 @@ const RETRY_FULL_AFTER: Duration = Duration::from_secs(30);
 /// How long equal denials are left out of the drop log after the last one.
 const REPEATS_WINDOW: Duration = Duration::from_secs(60);
 
+/// How long what was published may wait for a grace period during which nothing is published.
+const SETTLE_WITHIN: Duration = Duration::from_secs(1);
+
+/// Where the cluster's objects come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A directory of manifests.
+    Manifests(PathBuf),
+    /// A Kubernetes API server.
+    Kubernetes(KubernetesConfig),
+}
+
+/// What becomes of a pod's interface while nobody can say which pod's it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Unidentified {
+    /// Everything on it is dropped but what the node itself sends to the pod, and the answers.
+    Deny,
+    /// Everything on it is accepted.
+    Allow,
+}
+
 /// What the agent is told, parsed once.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Directory of manifests.
-    pub manifests: PathBuf,
-    /// This node's name; none: every pod of the manifests may be here.
+    /// Where the cluster's objects come from.
+    pub source: Source,
+    /// This node's name; none: every pod of the manifests may be here, and in Kubernetes the host's name is the node's.
     pub node_name: Option<String>,
+    /// What becomes of pods that are not identified.
+    pub unidentified: Unidentified,
+    /// Where to answer questions about the agent's health.
+    pub health_address: Option<std::net::SocketAddr>,
     /// Where programs, links and tables are pinned.
     pub pin_dir: PathBuf,
     /// Addresses that belong to pods.
@@ -64,89 +98,127 @@ pub struct Config {
     pub flows: u32,
 }
 
+/// The source of the cluster's objects, open.
+#[derive(Debug)]
+enum Feed {
+    Files(Files),
+    Cluster(Box<Cluster>),
+}
+
+impl Feed {
+    async fn changed(&mut self) {
+        match self {
+            Self::Files(files) => files.changed().await,
+            Self::Cluster(cluster) => cluster.changed().await,
+        }
+    }
+}
+
+/// A wait for a grace period on a thread of its own.
+type Wait = JoinHandle<(Settling, Result<(), DatapathError>)>;
+
 /// The agent of one node.
 #[derive(Debug)]
 pub struct Agent {
     config: Config,
     node: String,
-    directory: DirectoryWatch,
+    feed: Feed,
     links: LinkWatch,
-    manifests: Manifests,
     state: ClusterState,
     compiler: Compiler,
     datapath: Datapath,
+    /// Whose the interfaces are.
+    occupants: Occupants,
+    /// Whose they were at the last publish.
+    published_occupants: Occupants,
     /// How the compiled plan differs from the one in force; `None`: nobody knows.
     unpublished: Option<Changes>,
     history: History,
     repeats: Repeats,
     drops: DropLog,
     ready: Ready,
+    health: Health,
+    /// What keeps verdicts from being those of the policies, for whoever asks about health.
+    faults: health::Faults,
     /// What was last said of pods without an interface and of interfaces without a pod.
     unmatched: Vec<String>,
-    /// Whether nothing may be published: verdicts of an earlier agent are in force, and the manifests were never read whole.
+    /// Whether nothing may be published: the cluster's objects were never read whole, and publishing less than what is
+    /// in force would loosen it.
     is_waiting: bool,
-    /// Whether the manifests' directory was gone when it was last looked for: that is said once.
-    is_directory_gone: bool,
     /// When to publish again although nothing has changed: because something did not work.
     retry_at: Option<tokio::time::Instant>,
-    /// Whether the retry is to read the manifests, too.
-    must_read: bool,
+    wait: Option<Wait>,
+    /// Since when something has been waiting for a grace period.
+    unsettled_since: Option<Instant>,
 }
 
 impl Agent {
-    /// Reads everything once and takes over or makes the kernel's side. Changes no verdict yet.
+    /// Opens the source of objects, and takes over or makes the kernel's side. Changes no verdict yet. An API server that
+    /// cannot be reached is waited for.
     ///
     /// # Errors
-    /// If the manifests' directory, netlink, the kernel or the drop log refuse.
-    pub fn start(config: Config) -> anyhow::Result<Self> {
-        anyhow::ensure!(
-            config.manifests.is_dir(),
-            "--manifests {}: no such directory (a file does not do); expected the one that holds the YAML files to enforce",
-            config.manifests.display()
-        );
-        let directory = DirectoryWatch::start(&config.manifests)?;
-        let manifests = Manifests::read(std::slice::from_ref(&config.manifests))?;
-        report_findings(&manifests, &Manifests::default());
-        let state = manifests.state();
+    /// If the manifests' directory, the Kubernetes configuration, netlink, the kernel, the drop log or the health address
+    /// refuse.
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        let node = config.node_name.clone().unwrap_or_else(host_name);
+        let feed = match &config.source {
+            Source::Manifests(path) => Feed::Files(Files::start(path.clone())?),
+            Source::Kubernetes(kubernetes) => Feed::Cluster(Box::new(Cluster::start(kubernetes, &node).await?)),
+        };
+        let health = Health::new();
+        if let Some(address) = config.health_address {
+            let listener = TcpListener::bind(address).await;
+            let listener = listener.with_context(|| format!("--health-address {address}: cannot listen there"))?;
+            tokio::spawn(health.clone().serve(listener));
+        }
         let drops = DropLog::open(&config.drop_log, config.drop_format)?;
         let flow_buckets = config.flows.div_ceil(FLOW_WAYS as u32).next_power_of_two();
         let datapath = Datapath::open(&DatapathConfig { pin_dir: config.pin_dir.clone(), flow_buckets })?;
-        // What the last agent had read is gone with it. Publishing less than what is in force would loosen it; but one that
-        // stopped before it had published anything left every pod open, and nothing to wait for.
-        let has_verdicts = datapath.is_adopted() && !datapath.accepts_unidentified();
-        let is_waiting = has_verdicts && !(manifests.is_certain() && manifests.has_files());
-        if is_waiting {
-            error!(
-                "the manifests have errors, or there are none: the verdicts of the last agent stay in force until there \
-                 are some and every document can be read"
-            );
-        }
+        let (state, is_waiting) = match &feed {
+            Feed::Files(files) => {
+                // What the last agent had read is gone with it. Publishing less than what is in force would loosen it; but
+                // one that stopped before it had published anything left every pod open, and nothing to wait for.
+                let has_verdicts = datapath.is_adopted() && !datapath.accepts_unidentified();
+                let is_waiting = has_verdicts && !files.is_certain();
+                if is_waiting {
+                    error!(
+                        "the manifests have errors, or there are none: the verdicts of the last agent stay in force until \
+                         there are some and every document can be read"
+                    );
+                }
+                (files.manifests.state(), is_waiting)
+            }
+            Feed::Cluster(_) => (ClusterState::default(), true),
+        };
         info!(pinned = %config.pin_dir.display(), adopted = datapath.is_adopted(), "datapath is open");
         let links = LinkWatch::start()?;
-        let scope = match &config.node_name {
-            Some(name) => Scope::NodeAndUnassigned(name.as_str().into()),
-            None => Scope::Everything,
+        let scope = match (&config.source, &config.node_name) {
+            (Source::Kubernetes(_), _) => Scope::Node(node.as_str().into()),
+            (Source::Manifests(_), Some(name)) => Scope::NodeAndUnassigned(name.as_str().into()),
+            (Source::Manifests(_), None) => Scope::Everything,
         };
-        let node = config.node_name.clone().unwrap_or_else(host_name);
         Ok(Self {
             config,
             node,
-            directory,
+            feed,
             links,
-            manifests,
             state,
             compiler: Compiler::new(scope),
             datapath,
+            occupants: Occupants::default(),
+            published_occupants: Occupants::default(),
             unpublished: None,
             history: History::default(),
             repeats: Repeats::new(REPEATS_WINDOW),
             drops,
             ready: Ready::default(),
+            health,
+            faults: health::Faults::default(),
             unmatched: Vec::new(),
             is_waiting,
-            is_directory_gone: false,
             retry_at: None,
-            must_read: false,
+            wait: None,
+            unsettled_since: None,
         })
     }
 
@@ -160,7 +232,9 @@ impl Agent {
         let mut events = every(EVENTS_EVERY);
         let mut verify = every(VERIFY_EVERY);
         let mut sweep = every(SWEEP_EVERY);
-        self.compile();
+        if let Feed::Files(_) = &self.feed {
+            self.compile();
+        }
         self.follow_links();
         self.publish();
         loop {
@@ -168,63 +242,81 @@ impl Agent {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                () = self.directory.changed() => self.read_manifests(),
+                () = self.feed.changed() => self.take_changes(),
                 _ = self.links.changed() => {
                     self.follow_links();
                     self.publish();
                 }
                 () = tokio::time::sleep_until(retry_at), if self.retry_at.is_some() => {
                     self.retry_at = None;
-                    if std::mem::take(&mut self.must_read) {
-                        self.read_manifests();
+                    if let Feed::Files(Files { must_read: true, .. }) = &self.feed {
+                        self.take_changes();
                     }
                     self.follow_links();
                     self.publish();
                 }
+                waited = waited(&mut self.wait) => self.end_settling(waited),
                 _ = events.tick() => self.report_denials(),
                 _ = verify.tick() => self.verify(),
                 _ = sweep.tick() => self.sweep(),
             }
+            self.health.beat();
         }
         self.report_denials();
         info!("stopping; the last published verdicts stay in force");
         Ok(())
     }
 
-    /// Reads the manifests again and publishes what they change. What cannot be read leaves what was read before.
-    fn read_manifests(&mut self) {
-        let reading = match Manifests::read(std::slice::from_ref(&self.config.manifests)) {
-            // Nobody says "no policy" by taking the pods and nodes away with it.
-            Ok(reading) if !reading.has_files() && (self.manifests.has_files() || self.is_waiting) => {
-                warn!(
-                    directory = %self.config.manifests.display(),
-                    "the directory holds no manifests any more; the last reading stays in force"
-                );
-                return;
+    /// Takes what has changed in the cluster, and publishes what it changes.
+    fn take_changes(&mut self) {
+        let started = Instant::now();
+        let events = match &mut self.feed {
+            Feed::Files(files) => {
+                let events = files.read(self.is_waiting);
+                if files.must_read {
+                    self.retry_after(RETRY_FULL_AFTER);
+                }
+                let Some(events) = events else { return };
+                self.is_waiting &= !self.is_certain();
+                events
             }
-            Ok(reading) => reading.or_last_good(&self.manifests),
-            Err(error) => {
-                warn!(error = chain(&error), "cannot read the manifests; the last reading stays in force");
-                self.read_again();
-                return;
+            Feed::Cluster(cluster) => {
+                let events = cluster.take(&self.state);
+                let was_waiting = std::mem::replace(&mut self.is_waiting, !cluster.is_synced());
+                if was_waiting {
+                    for event in events {
+                        self.state.apply(event);
+                    }
+                    if !self.is_waiting {
+                        info!("every kind of object was read once");
+                        self.compile();
+                        self.follow_links();
+                        self.publish();
+                    }
+                    return;
+                }
+                events
             }
         };
-        if reading.was_refused() {
-            self.read_again();
+        if events.is_empty() {
+            return;
         }
-        report_findings(&reading, &self.manifests);
-        if self.is_waiting && reading.is_certain() {
-            self.is_waiting = false;
-            self.unpublished = None;
+        let undo = events.into_iter().filter_map(|event| self.state.change(event)).collect();
+        self.compile_changes(undo, started);
+        self.identify();
+        let is_same = self.unpublished.as_ref().is_some_and(Changes::is_empty);
+        if is_same && self.occupants == self.published_occupants {
+            self.keep_verdicts();
+        } else {
+            self.publish();
         }
-        let undo: Vec<Event> =
-            reading.events_since(&self.manifests).into_iter().filter_map(|event| self.state.change(event)).collect();
-        self.manifests = reading;
-        self.compile_changes(undo);
-        self.follow_links();
-        match &self.unpublished {
-            Some(changes) if changes.is_empty() => self.keep_verdicts(),
-            _ => self.publish(),
+    }
+
+    /// Whether everything that there is was read.
+    fn is_certain(&self) -> bool {
+        match &self.feed {
+            Feed::Files(files) => files.is_certain(),
+            Feed::Cluster(cluster) => cluster.is_synced(),
         }
     }
 
@@ -248,8 +340,7 @@ impl Agent {
     }
 
     /// Compiles what changes of the state make of the plan.
-    fn compile_changes(&mut self, undo: Vec<Event>) {
-        let started = Instant::now();
+    fn compile_changes(&mut self, undo: Vec<Event>, started: Instant) {
         let changes = self.compiler.apply(&self.state, &undo);
         for diagnostic in changes.claimed.iter().filter_map(|&address| self.state.diagnose_address(address)) {
             warn!("{diagnostic}");
@@ -267,62 +358,6 @@ impl Agent {
         }
     }
 
-    /// Gives every pod's interface a line and its programs, and lets go of those that are gone.
-    fn follow_links(&mut self) {
-        let links = self.links.current();
-        let enrolled = self.datapath.interfaces();
-        for &ifindex in enrolled.iter().filter(|ifindex| !links.host.contains_key(ifindex)) {
-            match self.datapath.retire(ifindex) {
-                Ok(()) => info!(ifindex, "interface is gone"),
-                Err(error) => self.try_again(&error, "let go of an interface"),
-            }
-        }
-        for link in links.host.values() {
-            let is_enrolled = enrolled.binary_search(&link.ifindex).is_ok();
-            if !is_enrolled && !self.is_pods(link) {
-                continue;
-            }
-            match self.datapath.enroll(link) {
-                Ok(Enrolled::Open) if is_enrolled => {}
-                Ok(Enrolled::Open) => info!(interface = link.name, ifindex = link.ifindex, "attached"),
-                Ok(Enrolled::Closed) => {
-                    error!(
-                        interface = link.name,
-                        ifindex = link.ifindex,
-                        "no line is free: everything on it is dropped"
-                    );
-                }
-                Err(error) => self.try_again(&error, "attach to an interface"),
-            }
-        }
-    }
-
-    /// Whether an interface is a pod's: it has shown an address that a pod of the manifests has or that `--pod-cidrs`
-    /// names. No other interface of the machine is touched.
-    fn is_pods(&self, link: &HostLink) -> bool {
-        let is_listed = |address: &IpAddr| self.config.pod_cidrs.iter().any(|block| block.contains(address));
-        !self.config.exclude_interfaces.contains(&link.name)
-            && (self.owner_of(link).is_some() || link.addresses.iter().any(is_listed))
-    }
-
-    /// The pod behind an interface: the subject that has one of its addresses.
-    ///
-    /// An interface stays the pod's whose address its line has: what a pod adds to its interface or takes off does not
-    /// make it another. An address that another interface's line has is that one's.
-    fn owner_of(&self, link: &HostLink) -> Option<PodKey> {
-        let mut bound = self.datapath.address_of(link.ifindex).into_iter().flatten();
-        let bound = bound.find_map(|address| self.pod_at(address));
-        let free = link.addresses.iter().filter(|&&address| !self.datapath.is_bound(address));
-        bound.or_else(|| free.copied().find_map(|address| self.pod_at(address)))
-    }
-
-    fn pod_at(&self, address: IpAddr) -> Option<PodKey> {
-        Some(address).and_then(|address| match self.state.owner(address) {
-            Owner::Pod(pod) if self.compiler.plan().subjects.contains_key(&pod.key) => Some(pod.key.clone()),
-            _ => None,
-        })
-    }
-
     /// Makes the kernel equal the plan, then does what waits for a grace period.
     fn publish(&mut self) {
         if self.is_waiting {
@@ -333,9 +368,8 @@ impl Agent {
         if let Some(unpublished) = &mut self.unpublished {
             unpublished.merge(changes);
         }
-        let interfaces = self.datapath.interfaces();
-        let owner = |ifindex: &u32| Some((*ifindex, self.owner_of(links.host.get(ifindex)?)?));
-        let owners: Vec<(u32, PodKey)> = interfaces.iter().filter_map(owner).collect();
+        let Occupants { owners, candidates } = self.occupants.clone();
+        self.datapath.set_candidates(candidates);
         let started = Instant::now();
         let published = match self.unpublished.take() {
             Some(changes) => self.datapath.publish_changes(self.compiler.plan(), &changes, &owners),
@@ -346,6 +380,8 @@ impl Agent {
             Err(error) => return self.try_again(&error, "publish"),
         };
         let took = started.elapsed();
+        self.published_occupants = self.occupants.clone();
+        self.faults.note_publish(&report);
         for Degraded { pod, direction, instead, full, .. } in &report.degraded {
             error!(%pod, ?direction, ?instead, %full, "ruleset does not fit");
         }
@@ -362,7 +398,7 @@ impl Agent {
         }
         self.record(&owners, &report);
         info!(
-            endpoints = interfaces.len(),
+            endpoints = self.datapath.interfaces().len(),
             identified = owners.len(),
             flipped = report.flipped.len(),
             rulesets = report.rulesets_written,
@@ -370,16 +406,53 @@ impl Agent {
             ?took,
             "published"
         );
-        if self.datapath.accepts_unidentified()
-            && let Err(error) = self.datapath.identify_from_now_on()
-        {
+        if let Err(error) = self.set_unidentified() {
             return self.try_again(&error, "end the time of unidentified pods");
         }
-        self.report_unmatched(&links, &interfaces, &owners);
-        self.say_ready(&owners, interfaces.len());
-        if let Err(error) = self.datapath.settle() {
+        self.report_unmatched(&links);
+        self.say_ready();
+        self.begin_settling();
+    }
+
+    /// From the first publish on, pods that are not identified are what the flag says.
+    fn set_unidentified(&mut self) -> Result<(), DatapathError> {
+        match (self.config.unidentified, self.datapath.accepts_unidentified()) {
+            (Unidentified::Deny, true) => self.datapath.identify_from_now_on(),
+            (Unidentified::Allow, false) => {
+                self.datapath.accept_unidentified();
+                Ok(())
+            }
+            (Unidentified::Deny, false) | (Unidentified::Allow, true) => Ok(()),
+        }
+    }
+
+    /// Begins to wait for a grace period, beside everything else; only what has been waiting too long stops the rest.
+    fn begin_settling(&mut self) {
+        if !self.datapath.is_unsettled() {
+            self.unsettled_since = None;
+            return;
+        }
+        let since = *self.unsettled_since.get_or_insert_with(Instant::now);
+        if since.elapsed() > SETTLE_WITHIN {
+            self.unsettled_since = None;
+            if let Err(error) = self.datapath.settle() {
+                self.try_again(&error, "wait for a grace period");
+            }
+        } else if self.wait.is_none() {
+            let settling = self.datapath.begin_settling();
+            self.wait = Some(tokio::task::spawn_blocking(move || {
+                let waited = settling.wait();
+                (settling, waited)
+            }));
+        }
+    }
+
+    fn end_settling(&mut self, waited: (Settling, Result<(), DatapathError>)) {
+        let (settling, waited) = waited;
+        if let Err(error) = waited.and_then(|()| self.datapath.end_settling(settling)) {
             self.try_again(&error, "wait for a grace period");
         }
+        self.begin_settling();
     }
 
     /// The cluster has changed, but no verdict: nothing is written but who is ready.
@@ -390,8 +463,7 @@ impl Agent {
         self.history.record_unchanged();
         self.ready.revision += 1;
         self.ready.policies = self.state.policies().count();
-        self.ready.findings = self.manifests.diagnostics().len();
-        self.ready.manifests = self.manifests.digest();
+        (self.ready.findings, self.ready.manifests) = self.findings();
         self.write_ready();
         info!("no verdict differs: nothing to publish");
     }
@@ -425,52 +497,31 @@ impl Agent {
         self.history.record(endpoints);
     }
 
-    /// Says which governed pods no interface here belongs to, and which interfaces no pod of the manifests: their policies
-    /// are not enforced, or by the last verdicts. Said once, and again when it changes.
-    fn report_unmatched(&mut self, links: &Links, interfaces: &[u32], owners: &[(u32, PodKey)]) {
-        let mut unmatched = Vec::new();
-        for (pod, subject) in &self.compiler.plan().subjects {
-            let is_governed = subject.ingress.is_governed() || subject.egress.is_governed();
-            if !is_governed || owners.iter().any(|(_, owner)| owner == pod) {
-                continue;
-            }
-            let addresses = subject.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            unmatched.push(match addresses.as_str() {
-                "" => format!("pod {pod} has no address (status.podIPs): its policies are not enforced"),
-                _ => {
-                    format!("pod {pod}: {addresses} is on no veth of this machine: its policies are not enforced here")
-                }
-            });
-        }
-        for ifindex in interfaces.iter().filter(|ifindex| !owners.iter().any(|(owned, _)| owned == *ifindex)) {
-            let name = links.host.get(ifindex).map_or("?", |link| &link.name);
-            unmatched
-                .push(format!("interface {name}: no pod of the manifests has its address: its last verdicts stay"));
-        }
-        if owners.is_empty() && !self.compiler.plan().subjects.is_empty() {
-            unmatched.push("no pod of the manifests is on this machine: nothing is enforced".into());
-        }
-        for line in unmatched.iter().filter(|line| !self.unmatched.contains(line)) {
-            warn!("{line}");
-        }
-        self.unmatched = unmatched;
-    }
-
-    fn say_ready(&mut self, owners: &[(u32, PodKey)], endpoints: usize) {
+    fn say_ready(&mut self) {
         let is_governed = |pod: &PodKey| {
             let subject = self.compiler.plan().subjects.get(pod);
             subject.is_some_and(|subject| subject.ingress.is_governed() || subject.egress.is_governed())
         };
+        let owners = &self.occupants.owners;
+        let (findings, manifests) = self.findings();
         self.ready = Ready {
             revision: self.ready.revision + 1,
             policies: self.state.policies().count(),
-            endpoints,
+            endpoints: self.datapath.interfaces().len(),
             identified: owners.len(),
             governed: owners.iter().filter(|(_, pod)| is_governed(pod)).count(),
-            findings: self.manifests.diagnostics().len(),
-            manifests: self.manifests.digest(),
+            findings,
+            manifests,
         };
         self.write_ready();
+    }
+
+    /// How much was found that is not as it should be, and a digest of what was read from files.
+    fn findings(&self) -> (usize, u64) {
+        match &self.feed {
+            Feed::Files(files) => (files.manifests.diagnostics().len(), files.manifests.digest()),
+            Feed::Cluster(cluster) => (cluster.findings(), 0),
+        }
     }
 
     fn write_ready(&self) {
@@ -480,66 +531,19 @@ impl Agent {
         }
     }
 
-    /// Reads the denials that are there and writes a line for each that is not a repeat.
-    fn report_denials(&mut self) {
-        let events = self.datapath.events();
-        let (time, now) = (jiff::Timestamp::now(), Instant::now());
-        for event in &events {
-            let Some(repeats) = self.repeats.admit(event, now) else { continue };
-            let mut line = DropLine::from_event(event, time, &self.node, repeats);
-            self.name_ends(event, &mut line);
-            self.drops.write(&line);
-        }
-    }
-
-    /// Adds what the cluster of that moment says of a denial: names, policies, the nearest miss.
-    fn name_ends(&mut self, event: &FlowEvent, line: &mut DropLine) {
-        let Some((state, pod)) = self.history.at(&self.state, event.ifindex, event.generation) else { return };
-        let Some(pod) = state.pod(&pod) else { return };
-        let remote = line.remote_mut();
-        let Some(address) = remote.address else { return };
-        match state.owner(address) {
-            Owner::Pod(owner) => {
-                remote.pod = Some((owner.key.namespace.to_string(), owner.key.name.to_string()));
-                remote.labels = owner.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-            }
-            Owner::Node(node) => remote.node = Some(node.name.to_string()),
-            Owner::Outside if self.compiler.plan().node_addresses.contains(&address) => {
-                remote.node = Some(self.node.clone())
-            }
-            Owner::Service(_) | Owner::Outside => {}
-        }
-        let local = line.local_mut();
-        local.pod = Some((pod.key.namespace.to_string(), pod.key.name.to_string()));
-        local.labels = pod.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let is_own = self.compiler.plan().node_addresses.contains(&address);
-        denial::explain_denial(state, pod, event, (address, is_own), line);
-    }
-
     /// Looks whether the programs are where they belong.
     fn verify(&mut self) {
-        let was_gone = std::mem::replace(&mut self.is_directory_gone, false);
-        if self.directory.is_stale() {
-            match DirectoryWatch::start(&self.config.manifests) {
-                Ok(directory) => {
-                    warn!("the manifests' directory is another one; reading it");
-                    self.directory = directory;
-                    self.read_manifests();
-                }
-                Err(error) => {
-                    self.is_directory_gone = true;
-                    if !was_gone {
-                        warn!(
-                            error = chain(&error),
-                            "the manifests' directory is gone; the last reading stays in force"
-                        );
-                    }
-                }
-            }
+        if let Feed::Files(files) = &mut self.feed
+            && files.verify()
+        {
+            self.take_changes();
         }
-        for fault in self.datapath.verify() {
+        let faults = self.datapath.verify();
+        for fault in &faults {
             error!("{fault}");
         }
+        self.faults.note_verify(&faults);
+        self.report_health();
     }
 
     /// Erases dead flows, and reads the counters: an endpoint that is gone leaves its counters' place once they were read.
@@ -573,17 +577,19 @@ impl Agent {
         self.retry_after(RETRY_AFTER);
     }
 
-    /// Nothing in the directory may change any more, so no event would come.
-    fn read_again(&mut self) {
-        self.must_read = true;
-        self.retry_after(RETRY_FULL_AFTER);
-    }
-
     /// A retry that is due sooner stays: what it is for may be an interface without its programs.
     fn retry_after(&mut self, wait: Duration) {
         let at = tokio::time::Instant::now() + wait;
         self.retry_at = Some(self.retry_at.map_or(at, |sooner| sooner.min(at)));
     }
+}
+
+/// Waits for a wait that is under way; for ever if none is.
+async fn waited(wait: &mut Option<Wait>) -> (Settling, Result<(), DatapathError>) {
+    let Some(handle) = wait else { return std::future::pending().await };
+    let waited = handle.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+    *wait = None;
+    waited
 }
 
 fn every(period: Duration) -> tokio::time::Interval {
@@ -600,15 +606,4 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
-}
-
-/// Says what was found in the manifests that was not found before.
-fn report_findings(reading: &Manifests, previous: &Manifests) {
-    for finding in reading.diagnostics().iter().filter(|finding| !previous.diagnostics().contains(finding)) {
-        match finding.severity {
-            Severity::Error => error!("{finding}"),
-            Severity::Warning => warn!("{finding}"),
-            Severity::Note => info!("{finding}"),
-        }
-    }
 }

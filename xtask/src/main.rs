@@ -4,6 +4,7 @@ mod bench;
 mod ci;
 mod demo;
 mod ebpf;
+mod image;
 mod lint;
 mod object;
 mod process;
@@ -39,6 +40,8 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Build a static npolicy and write the image that the DaemonSet runs, without a container engine
+    Image,
     /// Load the BPF object and hold the instructions that the verifier walks against their budgets
     Verifier,
     /// Measure what a packet costs, beside the kernel's own units
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Ci => return ci::run(),
         Command::Ebpf { check: false } => ebpf::write(),
         Command::Ebpf { check: true } => ebpf::check(),
+        Command::Image => image::run(),
         Command::Verifier => verifier::run(),
         Command::Bench(args) => bench::run(&args),
         Command::Tidy => tidy::run(),

@@ -1,16 +1,56 @@
-//! A denial by policy, told from the cluster of its moment.
+//! Denials: read from the kernel, told from the cluster of their moment.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 use npolicy_common::{Direction, EventState, FlowEvent, FlowProtocol, Reason};
 
+use super::Agent;
 use crate::compile::{BackendExplanation, Decision, Explanation, Remote, TierRule, explain, explain_service};
 use crate::model::{ClusterState, Frontend, Owner, Pod};
 use crate::observe::{DropLine, PolicyRef, RuleRef, ServiceRef};
 
+impl Agent {
+    /// Reads the denials that are there and writes a line for each that is not a repeat.
+    pub(super) fn report_denials(&mut self) {
+        let events = self.datapath.events();
+        let (time, now) = (jiff::Timestamp::now(), Instant::now());
+        for event in &events {
+            let Some(repeats) = self.repeats.admit(event, now) else { continue };
+            let mut line = DropLine::from_event(event, time, &self.node, repeats);
+            self.name_ends(event, &mut line);
+            self.drops.write(&line);
+        }
+    }
+
+    /// Adds what the cluster of that moment says of a denial: names, policies, the nearest miss.
+    fn name_ends(&mut self, event: &FlowEvent, line: &mut DropLine) {
+        let Some((state, pod)) = self.history.at(&self.state, event.ifindex, event.generation) else { return };
+        let Some(pod) = state.pod(&pod) else { return };
+        let remote = line.remote_mut();
+        let Some(address) = remote.address else { return };
+        match state.owner(address) {
+            Owner::Pod(owner) => {
+                remote.pod = Some((owner.key.namespace.to_string(), owner.key.name.to_string()));
+                remote.labels = owner.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            }
+            Owner::Node(node) => remote.node = Some(node.name.to_string()),
+            Owner::Outside if self.compiler.plan().node_addresses.contains(&address) => {
+                remote.node = Some(self.node.clone())
+            }
+            Owner::Service(_) | Owner::Outside => {}
+        }
+        let local = line.local_mut();
+        local.pod = Some((pod.key.namespace.to_string(), pod.key.name.to_string()));
+        local.labels = pod.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let is_own = self.compiler.plan().node_addresses.contains(&address);
+        explain_denial(state, pod, event, (address, is_own), line);
+    }
+}
+
 /// Adds the tier, the policies and the rule that denied, and the Service where one was asked for. `pod` is the judged pod,
 /// `address` the other end, with whether it is this node's own.
-pub(super) fn explain_denial(
+fn explain_denial(
     state: &ClusterState,
     pod: &Pod,
     event: &FlowEvent,

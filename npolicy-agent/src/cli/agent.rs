@@ -1,37 +1,58 @@
 //! `npolicy agent`: enforces policy on this node's pods.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
 
-use crate::agent::{Agent, Config};
+use crate::agent::{Agent, Config, Source, Unidentified};
 use crate::cli::exit;
 use crate::observe::Format;
+use crate::watch::kubernetes::KubernetesConfig;
 
 /// Flags of `npolicy agent`.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  \
+#[command(after_help = "Examples:\n  \
+    npolicy agent                                      in a pod: watches the API server of its cluster\n  \
+    npolicy agent --kubeconfig ~/.kube/config --node-name n1\n  \
     npolicy agent --manifests /etc/npolicy --drop-format text\n\n\
     Verdicts stay in force when the agent ends, however it ends: its programs and tables are pinned under --pin-dir. \
     The next agent takes them over without a gap. `npolicy agent --remove` takes them away.\n\n\
     Exit code: 0 ended by a signal, or removed; 2 it cannot start, or cannot go on. NPOLICY_LOG=debug says more on stderr.")]
 pub struct Args {
-    /// Directory of YAML or JSON manifests, read again when they change: Pods (with status.podIPs), Namespaces, Nodes,
-    /// Services, EndpointSlices, NetworkPolicies and ClusterNetworkPolicies
-    #[arg(long, value_name = "DIR", required_unless_present = "remove")]
+    /// Directory of YAML or JSON manifests to enforce instead of a cluster's objects, read again when they change: Pods
+    /// (with status.podIPs), Namespaces, Nodes, Services, EndpointSlices, NetworkPolicies and ClusterNetworkPolicies
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "context"])]
     manifests: Option<PathBuf>,
 
-    /// Name of this node; pods whose spec.nodeName is another are peers only. Default: every pod of the manifests may be
-    /// here
+    /// Kubeconfig of the cluster to watch. Default: the service account of the pod that this runs in
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Context of the kubeconfig. Default: its current one
+    #[arg(long, value_name = "NAME", requires = "kubeconfig")]
+    context: Option<String>,
+
+    /// Name of this node; pods whose spec.nodeName is another are peers only. Default: the host's name, and with
+    /// --manifests every pod of the manifests may be here
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: Option<String>,
+
+    /// What becomes of a pod's interface while nobody can say which pod's it is: deny drops everything on it but what the
+    /// node itself sends to the pod, and the answers
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Unidentified::Deny)]
+    unidentified_pods: Unidentified,
+
+    /// Address and port to answer probes on: /livez, and /readyz, which says why not
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    health_address: Option<SocketAddr>,
 
     /// Directory on a BPF file system for programs, links and tables; made with mode 0700
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/npolicy")]
     pin_dir: PathBuf,
 
-    /// Addresses that belong to pods: a veth with one is guarded even before a manifest names it. May be given several
-    /// times
+    /// Addresses that belong to pods. In a cluster: where the nodes' spec.podCIDRs do not say. With --manifests: a veth
+    /// with one is guarded even before a manifest names it. May be given several times
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pod_cidrs: Vec<IpNet>,
 
@@ -71,7 +92,11 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<u8> {
     let Args {
         manifests,
+        kubeconfig,
+        context,
         node_name,
+        unidentified_pods,
+        health_address,
         pin_dir,
         pod_cidrs,
         exclude_interfaces,
@@ -101,8 +126,13 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
         return Ok(exit::OK);
     }
     let config = Config {
-        manifests: manifests.expect("clap requires it unless --remove is given"),
+        source: match manifests {
+            Some(directory) => Source::Manifests(directory),
+            None => Source::Kubernetes(KubernetesConfig { kubeconfig, context }),
+        },
         node_name,
+        unidentified: unidentified_pods,
+        health_address,
         pin_dir,
         pod_cidrs,
         exclude_interfaces,
@@ -112,7 +142,7 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
         flows,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async { Agent::start(config)?.run().await })?;
+    runtime.block_on(async { Agent::start(config).await?.run().await })?;
     Ok(exit::OK)
 }
 

@@ -4,7 +4,9 @@ pub mod agent;
 mod answer;
 pub mod can;
 pub mod demo;
+pub mod install;
 pub mod matrix;
+pub mod prepare;
 mod question;
 mod style;
 
@@ -33,7 +35,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Enforce the policies of a directory of manifests on this machine's pods
+    /// Enforce the policies of a cluster, or of a directory of manifests, on this node's pods
     Agent(agent::Args),
     /// Build a small cluster out of network namespaces, enforce a policy in it and try every connection
     Demo(demo::Args),
@@ -41,6 +43,10 @@ enum Command {
     Can(can::Args),
     /// Show who may reach whom as a table
     Matrix(matrix::Args),
+    /// Print the manifests that put npolicy on a cluster
+    Install(install::Args),
+    /// Make a node fit for the agent: mount the BPF file system where it is missing, and look at the kernel
+    PrepareNode(prepare::Args),
 }
 
 /// Parses the command line, runs the command and turns its outcome into an exit code.
@@ -50,6 +56,8 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Can(args) => can::run(args),
         Command::Matrix(args) => matrix::run(args),
+        Command::Install(args) => install::run(args),
+        Command::PrepareNode(args) => prepare::run(&args),
     };
     match outcome {
         Ok(code) => ExitCode::from(code),

@@ -124,7 +124,7 @@ impl Compiler {
     /// Compiles the whole plan, from scratch. [`Self::apply`] goes on from there.
     ///
     /// Subjects are the pods in scope that policy can apply to and that have an address; also one that no cluster has run
-    /// yet and that has none. Only peers and names in rulesets of subjects make classes.
+    /// yet and that has none, and every pod of [`Scope::Node`]: its interface is there before the cluster says its address. Only peers and names in rulesets of subjects make classes.
     pub fn start(&mut self, state: &ClusterState) {
         let mut interner = std::mem::take(&mut self.interner);
         interner.release_everything();
@@ -220,7 +220,8 @@ impl Compiler {
             let is_subject = |pod: &&Arc<Pod>| pod.is_enforceable() && self.scope.includes(pod);
             let subject = state.pod(key).filter(is_subject).and_then(|pod| {
                 let addresses: Vec<_> = state.addresses_of(pod).collect();
-                (!addresses.is_empty() || pod.is_planned()).then(|| (addresses, resolver.rulesets(pod)))
+                let is_known = !addresses.is_empty() || pod.is_planned() || matches!(self.scope, Scope::Node(_));
+                is_known.then(|| (addresses, resolver.rulesets(pod)))
             });
             if subject.is_some() || self.plan.subjects.contains_key(key) {
                 found.push((key.clone(), subject));

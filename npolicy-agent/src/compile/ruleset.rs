@@ -28,6 +28,8 @@ pub enum Peer<'a> {
 pub struct Ruleset {
     direction: Direction,
     tiers: Option<Tiers>,
+    /// Rulesets that must accept, too; empty but for a pod that is one of several.
+    rest: Vec<Arc<Ruleset>>,
 }
 
 /// What governs a direction, in the order in which it is asked.
@@ -149,7 +151,7 @@ impl Tiers {
 impl Ruleset {
     /// The ruleset of a direction that no policy governs.
     pub fn ungoverned(direction: Direction) -> Self {
-        Self { direction, tiers: None }
+        Self { direction, tiers: None, rest: Vec::new() }
     }
 
     /// The ruleset of a direction isolated by NetworkPolicies with these rules, in any order.
@@ -165,7 +167,27 @@ impl Ruleset {
             // What NetworkPolicy decides never comes to Baseline.
             tiers.baseline.clear();
         }
-        Self { direction, tiers: Some(tiers) }
+        Self { direction, tiers: Some(tiers), rest: Vec::new() }
+    }
+
+    /// What each of some rulesets of one direction accepts: that of a pod of which is only known that it is one of several.
+    ///
+    /// # Panics
+    /// If there is none of them.
+    pub fn all_of<'a>(rulesets: impl IntoIterator<Item = &'a Arc<Self>>) -> Arc<Self> {
+        let mut different: Vec<&Arc<Self>> = Vec::new();
+        for ruleset in rulesets {
+            if !different.contains(&ruleset) {
+                different.push(ruleset);
+            }
+        }
+        let (first, rest) = different.split_first().expect("a pod is one of some");
+        if rest.is_empty() {
+            return Arc::clone(first);
+        }
+        let mut all = Self::clone(first);
+        all.rest.extend(rest.iter().map(|&ruleset| Arc::clone(ruleset)));
+        Arc::new(all)
     }
 
     /// Which direction it is for.
@@ -175,7 +197,7 @@ impl Ruleset {
 
     /// Whether some policy governs the direction; if none does, everything is accepted.
     pub fn is_governed(&self) -> bool {
-        self.tiers.is_some()
+        self.tiers.is_some() || self.rest.iter().any(|ruleset| ruleset.is_governed())
     }
 
     /// What governs the direction, if anything does.
@@ -246,6 +268,14 @@ impl Ruleset {
     /// 5. Else what the tiers say of the class; and on egress, for a port that is a Service's: accepted if every backend
     ///    is, on its own port; without backends, if rules without peers accept the Service's port.
     pub fn row(&self, peer: Peer<'_>) -> Bundle {
+        let mut row = self.own_row(peer);
+        for ruleset in &self.rest {
+            row.intersect(&ruleset.row(peer));
+        }
+        row
+    }
+
+    fn own_row(&self, peer: Peer<'_>) -> Bundle {
         let Some(tiers) = &self.tiers else { return Bundle::everything() };
         match (peer, self.direction) {
             (Peer::NodeSelf, Direction::Ingress) => Bundle::everything(),

@@ -36,6 +36,6 @@ mod walk;
 pub use attach::{Fault, Problem};
 pub use counters::EndpointCounters;
 pub use error::{DatapathError, Full};
-pub use node::{Datapath, DatapathConfig, Enrolled, SweepReport, remove_all};
-pub use publish::{Degraded, Instead, PublishReport, TableUsage};
+pub use node::{Datapath, DatapathConfig, Enrolled, SweepReport, check_kernel, remove_all};
+pub use publish::{Degraded, Instead, PublishReport, Settling, TableUsage};
 pub use sys::TestRun;

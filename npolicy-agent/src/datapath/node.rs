@@ -1,5 +1,6 @@
 //! The datapath of a node: everything the agent may ask of the kernel.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use super::lines::FIRST_GENERATION;
 use super::load;
 use super::maps::MappedArray;
 use super::pin::PinDir;
-use super::publish::{PublishReport, Publisher, TableUsage};
+use super::publish::{PublishReport, Publisher, Settling, TableUsage};
 use super::sys::{self, Hook, TestRun};
 use super::tables::Limits;
 use crate::compile::{Changes, Plan};
@@ -203,6 +204,12 @@ impl Datapath {
         self.publisher.publish(plan, None, owners)
     }
 
+    /// Says of which interfaces is known that their pod is one of several: each publish from the next on gives them what
+    /// all of these may do, and no address. An interface that has an owner then is not looked at.
+    pub fn set_candidates(&mut self, candidates: BTreeMap<u32, Vec<PodKey>>) {
+        self.publisher.set_candidates(candidates);
+    }
+
     /// Publishes a plan as [`Self::publish`] does, and looks only at what may differ: `changes` say how the plan differs
     /// from the one that was published last, by the same compiler, completely and without an error.
     ///
@@ -231,11 +238,35 @@ impl Datapath {
     /// [`DatapathError::Kernel`]; what was waiting keeps waiting.
     pub fn settle(&mut self) -> Result<(), DatapathError> {
         self.publisher.settle()?;
+        self.forget_early_flows();
+        Ok(())
+    }
+
+    /// Begins what [`Self::settle`] does, for a caller that does not want to wait for the grace period itself:
+    /// [`Settling::wait`] may be called on any thread, and [`Self::end_settling`] does the rest.
+    pub fn begin_settling(&self) -> Settling {
+        self.publisher.begin_settling()
+    }
+
+    /// Does what [`Self::settle`] does after its wait. Nothing, if something was published since [`Self::begin_settling`]:
+    /// then [`Self::is_unsettled`] stays true.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Kernel`]; what was waiting keeps waiting.
+    pub fn end_settling(&mut self, settling: Settling) -> Result<(), DatapathError> {
+        self.publisher.end_settling(settling)?;
+        if !self.publisher.is_unsettled() {
+            self.forget_early_flows();
+        }
+        Ok(())
+    }
+
+    fn forget_early_flows(&mut self) {
         if std::mem::take(&mut self.has_early_flows) {
             // Both programs are everywhere by now, and nobody judges by a line's first word any more.
             self.flows.forget_openers(FIRST_GENERATION);
         }
-        Ok(())
     }
 
     /// Ends the time in which pods that are not identified are accepted; to be called once all known pods are published.
@@ -247,6 +278,11 @@ impl Datapath {
     pub fn identify_from_now_on(&mut self) -> Result<(), DatapathError> {
         self.has_early_flows |= self.accepts_unidentified();
         self.publisher.identify_from_now_on()
+    }
+
+    /// Lets pods that are not identified be accepted for good, also where an earlier agent had ended that.
+    pub fn accept_unidentified(&mut self) {
+        self.publisher.accept_unidentified();
     }
 
     /// Whether pods that are not identified are still accepted.
@@ -372,7 +408,12 @@ pub fn remove_all(pin_dir: &Path) -> Result<(), DatapathError> {
     PinDir::open(pin_dir)?.remove_all()
 }
 
-fn check_kernel() -> Result<(), DatapathError> {
+/// Whether this kernel has what the programs need. Takes CAP_BPF and CAP_NET_ADMIN.
+///
+/// # Errors
+///
+/// [`DatapathError::OldKernel`] says what is missing; any other, that the kernel cannot be asked.
+pub fn check_kernel() -> Result<(), DatapathError> {
     let found = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut numbers = found.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
     let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));

@@ -12,6 +12,7 @@
 //! 4. After a grace period ([`Publisher::settle`]) generations that were raised are raised again, for packets that read
 //!    new and old words across the change; what nothing leads to is free, and numbers of one key become one.
 
+mod settling;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ mod writer;
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use npolicy_common::{
@@ -37,9 +39,10 @@ use super::maps::MappedArray;
 use super::numbers::{Numbers, PeerKey};
 use super::rulesets::Rulesets;
 use super::tables::{Limits, Tables};
-use crate::compile::{Changes, Plan, Subject};
+use crate::compile::{Changes, Plan, Ruleset, Subject};
 use crate::model::PodKey;
 
+pub use settling::Settling;
 use target::Target;
 use writer::{RowCache, RulesetWriter};
 
@@ -127,7 +130,9 @@ pub(super) struct Publisher {
     rows: RowCache,
     /// The endpoints' lines.
     pub(super) lines: Lines,
-    grace: Grace,
+    grace: Arc<Grace>,
+    /// Grows with every change that begins to wait for a grace period.
+    revision: u64,
     /// What the address tables were last told to say; `None` while that is uncertain.
     target: Option<Target>,
     /// Whether telling them the same again may write something: numbers of one key, and what rests, come together.
@@ -145,6 +150,8 @@ pub(super) struct Publisher {
     resting_rulesets: Vec<RulesetId>,
     /// Endpoints whose generation is to be raised once more after a grace period.
     raise_again: BTreeSet<u32>,
+    /// Interfaces whose pod is one of several.
+    candidates: BTreeMap<u32, Vec<PodKey>>,
     /// Whether [`Self::settle`] has anything to do.
     is_unsettled: bool,
     /// Lines that are gone for a grace period and whose slots wait for their last reading.
@@ -190,7 +197,8 @@ impl Publisher {
             bundles,
             rows: RowCache::default(),
             lines,
-            grace,
+            grace: Arc::new(grace),
+            revision: 0,
             target: None,
             is_moving: true,
             in_force: FxHashMap::default(),
@@ -199,6 +207,7 @@ impl Publisher {
             in_use: BTreeSet::new(),
             resting_rulesets: Vec::new(),
             raise_again: BTreeSet::new(),
+            candidates: BTreeMap::new(),
             is_unsettled: true,
             gone: Vec::new(),
         })
@@ -208,6 +217,12 @@ impl Publisher {
     pub(super) fn write_constants(&self) {
         self.rulesets.write_constants();
         self.bundles.write_constants();
+    }
+
+    /// Says of which interfaces is known that their pod is one of several: they get what all of these may do, and no
+    /// address, at each publish from the next on. An interface that has an owner is not looked at.
+    pub(super) fn set_candidates(&mut self, candidates: BTreeMap<u32, Vec<PodKey>>) {
+        self.candidates = candidates;
     }
 
     /// Publishes a plan. `owners` names the pod behind each interface that has one and is enrolled; endpoints not named
@@ -246,6 +261,7 @@ impl Publisher {
         changes: Option<&Changes>,
         owners: &[(u32, PodKey)],
     ) -> Result<PublishReport, DatapathError> {
+        self.revision += 1;
         let known = self.target.take().zip(changes);
         let target = match known {
             Some((target, changes)) if changes.moves_nothing() => Some((target, false)),
@@ -308,14 +324,29 @@ impl Publisher {
             if is_complete {
                 self.in_force.insert(*ifindex, (pod.clone(), then));
             }
-            flips.push((*ifindex, subject, now, then));
+            flips.push((*ifindex, Some(subject), now, then));
+        }
+        for (&ifindex, pods) in &self.candidates {
+            let subjects: Vec<&Subject> = pods.iter().filter_map(|pod| plan.subjects.get(pod)).collect();
+            let Some(line) = self.lines.get(ifindex).filter(|_| !subjects.is_empty()) else { continue };
+            if subjects.len() < pods.len() || owners.iter().any(|(owned, _)| *owned == ifindex) {
+                continue;
+            }
+            let then = DIRECTIONS.map(|direction| {
+                let ruleset = Ruleset::all_of(subjects.iter().map(|subject| subject.ruleset(direction)));
+                // A pod that nobody knows yet has no earlier verdicts to keep.
+                writer.find_or_write(&ruleset, line.word.ruleset(direction)).unwrap_or(RulesetId::DENY_ALL)
+            });
+            flips.push((ifindex, None, line.word, then));
         }
         report.rulesets_written = writer.finish(plan);
         // What was written for a ruleset that then did not fit is collected.
         self.is_unsettled |= !report.degraded.is_empty();
 
         for (ifindex, subject, now, [ingress, egress]) in flips {
-            self.fill_addresses(ifindex, subject)?;
+            if let Some(subject) = subject {
+                self.fill_addresses(ifindex, subject)?;
+            }
             if (now.ruleset(Direction::Ingress), now.ruleset(Direction::Egress)) != (ingress, egress) {
                 self.lines.flip(ifindex, ingress, egress).map_err(DatapathError::kernel("write ENDPOINTS_MORE"))?;
                 self.raise_again.insert(ifindex);
@@ -482,10 +513,34 @@ impl Publisher {
     }
 
     fn settle_once(&mut self) -> Result<(), DatapathError> {
-        let chunks4 = self.class4.resting();
-        let ways6 = self.class6.resting();
-        let lines = self.lines.in_grace();
-        self.grace.wait().map_err(DatapathError::kernel("wait for a grace period"))?;
+        let settling = self.begin_settling();
+        settling.wait()?;
+        self.end_settling(settling)
+    }
+
+    /// Notes what a grace period that begins after this call is to be waited for.
+    pub(super) fn begin_settling(&self) -> Settling {
+        Settling {
+            grace: Arc::clone(&self.grace),
+            revision: self.revision,
+            chunks4: self.class4.resting(),
+            ways6: self.class6.resting(),
+            lines: self.lines.in_grace(),
+        }
+    }
+
+    /// Does what was waiting for a grace period that has passed. Nothing, if something was published meanwhile: then there
+    /// is a new one to wait for.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Kernel`] if a map cannot be written; what was waiting keeps waiting.
+    pub(super) fn end_settling(&mut self, settling: Settling) -> Result<(), DatapathError> {
+        let Settling { revision, chunks4, ways6, lines, .. } = settling;
+        if revision != self.revision {
+            return Ok(());
+        }
+        self.revision += 1;
         self.is_unsettled = false;
 
         for ifindex in std::mem::take(&mut self.raise_again) {
@@ -521,6 +576,7 @@ impl Publisher {
         if self.config.load32(0, config_half::FLAGS) & config_flags::UNIDENTIFIED_ACCEPTS == 0 {
             return Ok(());
         }
+        self.revision += 1;
         self.write_config(config_half::FLAGS, |flags| flags & !config_flags::UNIDENTIFIED_ACCEPTS);
         let is_unidentified =
             |line: &&EndpointLine| DIRECTIONS.iter().any(|&d| line.word.ruleset(d) == RulesetId::UNIDENTIFIED);
@@ -533,6 +589,11 @@ impl Publisher {
         Ok(())
     }
 
+    /// Lets ruleset 2 accept, also where it did not any more.
+    pub(super) fn accept_unidentified(&self) {
+        self.write_config(config_half::FLAGS, |flags| flags | config_flags::UNIDENTIFIED_ACCEPTS);
+    }
+
     /// Removes the line of an interface that is gone.
     ///
     /// # Errors
@@ -540,6 +601,7 @@ impl Publisher {
     /// [`DatapathError::Kernel`] if the line cannot be written.
     pub(super) fn retire(&mut self, ifindex: u32) -> Result<(), DatapathError> {
         let Some(line) = self.lines.get(ifindex) else { return Ok(()) };
+        self.revision += 1;
         self.resting_rulesets.extend(DIRECTIONS.map(|direction| line.word.ruleset(direction)));
         self.lines.remove(ifindex).map_err(DatapathError::kernel("write ENDPOINTS_MORE"))?;
         self.is_unsettled = true;

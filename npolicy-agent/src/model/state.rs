@@ -195,6 +195,16 @@ impl ClusterState {
         self.pods.get(key)
     }
 
+    /// Every namespace, ascending by name.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Arc<Namespace>> {
+        self.namespaces.values()
+    }
+
+    /// A namespace by name.
+    pub fn namespace(&self, name: &str) -> Option<&Arc<Namespace>> {
+        self.namespaces.get(name)
+    }
+
     /// Every node, ascending by name.
     pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
         self.nodes.values()
@@ -258,6 +268,11 @@ impl ClusterState {
     /// A Service by name.
     pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
         self.services.get(key)
+    }
+
+    /// Every EndpointSlice, ascending by namespace and name.
+    pub fn slices(&self) -> impl Iterator<Item = &Arc<EndpointSlice>> {
+        self.slices.values()
     }
 
     /// An EndpointSlice by name.

@@ -5,12 +5,14 @@
 //! ```
 
 mod drops;
+mod health;
 mod history;
 mod log;
 mod ready;
 mod repeats;
 
 pub use drops::{DropLine, End, PolicyRef, RuleRef, ServiceRef};
+pub use health::{Health, Report};
 pub use history::{Endpoints, History};
 pub use log::{DropLog, Format, LogError};
 pub use ready::{Ready, write_ready};

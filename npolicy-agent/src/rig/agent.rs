@@ -19,13 +19,22 @@ use super::error::{Attempt, Result, RigError};
 use super::node::Node;
 use crate::observe::{Format, Ready};
 
+/// Where an agent reads the cluster's objects.
+#[derive(Clone, Debug)]
+pub enum AgentSource {
+    /// A directory of manifests.
+    Manifests(PathBuf),
+    /// The API server that a kubeconfig names; the node's name must be given, too.
+    Kubeconfig(PathBuf),
+}
+
 /// How an agent is started.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
     /// The `npolicy` binary.
     pub program: PathBuf,
-    /// Where it reads manifests.
-    pub manifests: PathBuf,
+    /// Where the cluster's objects come from.
+    pub source: AgentSource,
     /// Where it pins: [`super::BpfFs::pin_dir`] for one that leaves no trace.
     pub pin_dir: PathBuf,
     /// Where it writes its drop log.
@@ -67,8 +76,13 @@ impl AgentProcess {
         command
             .arg("agent")
             .arg("--exit-with-parent")
-            .arg("--manifests")
-            .arg(&options.manifests)
+            .arg(match &options.source {
+                AgentSource::Manifests(_) => "--manifests",
+                AgentSource::Kubeconfig(_) => "--kubeconfig",
+            })
+            .arg(match &options.source {
+                AgentSource::Manifests(path) | AgentSource::Kubeconfig(path) => path,
+            })
             .arg("--pin-dir")
             .arg(&options.pin_dir)
             .arg("--drop-log")

@@ -27,7 +27,7 @@ mod probe;
 mod sctp;
 mod translation;
 
-pub use agent::{AgentOptions, AgentProcess};
+pub use agent::{AgentOptions, AgentProcess, AgentSource};
 pub use bpffs::BpfFs;
 pub use cluster::Cluster;
 pub use error::{Result, RigError};

@@ -7,6 +7,8 @@
 //! read again as a whole: an event that is lost or late then changes nothing but the moment.
 
 mod dump;
+mod message;
+mod read;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -16,6 +18,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -43,6 +46,52 @@ pub struct HostLink {
     pub addresses: Vec<IpAddr>,
     /// Whether it is up here.
     pub is_up: bool,
+    /// When the watch first heard of it. It is not older than that by more than the watch takes to wake up, unless it was
+    /// there before the watch.
+    pub first_seen: Instant,
+    /// Addresses on this end, link-local IPv6 ones left out, ascending.
+    pub host_addresses: Vec<IpAddr>,
+    /// Where routes of the main tables lead out of it, link-local and multicast ones left out, ascending, each once.
+    pub routes: Vec<IpNet>,
+    /// What its bridge learned of the peer's link-layer address.
+    pub forwarding: Forwarding,
+    /// Who else has programs or filters on it, in words. Programs on TCX hooks are not among them.
+    pub engines: Vec<String>,
+}
+
+/// At which port a bridge has seen frames from a link-layer address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Forwarding {
+    /// At none lately; or there is no bridge.
+    Unknown,
+    /// At the port in question.
+    Here,
+    /// At another port.
+    Elsewhere(u32),
+}
+
+/// A bridge that has a [`HostLink`] among its ports.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Bridge {
+    /// Its name.
+    pub name: String,
+    /// Its addresses, link-local IPv6 ones left out, ascending.
+    pub addresses: Vec<IpAddr>,
+    /// Where routes of the main tables lead out of it, as for [`HostLink::routes`].
+    pub routes: Vec<IpNet>,
+}
+
+/// An interface in another namespace without an end here: nothing of this node's own sees its packets.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unenforceable {
+    /// The namespace as ours numbers it.
+    pub netns_id: i32,
+    /// The interface's name there.
+    pub name: String,
+    /// `macvlan`, `macvtap`, `ipvlan`, `ipvtap`, or `device`: one of the machine's own (SR-IOV).
+    pub kind: String,
+    /// Its addresses, link-local IPv6 ones left out, ascending.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// What is on the node at one moment.
@@ -50,6 +99,11 @@ pub struct HostLink {
 pub struct Links {
     /// Veths that lead to other namespaces, by number.
     pub host: BTreeMap<u32, HostLink>,
+    /// The bridges of which they are ports, by number.
+    pub bridges: BTreeMap<u32, Bridge>,
+    /// What was found in namespaces that ours has a number for, and has no end here; ascending by namespace and name. A
+    /// macvlan or ipvlan that was made in its namespace need not be among them.
+    pub unenforceable: Vec<Unenforceable>,
     /// This namespace's own addresses, loopback ones and link-local ones left out.
     pub own_addresses: BTreeSet<IpAddr>,
 }
@@ -63,12 +117,18 @@ pub struct LinkError {
     source: io::Error,
 }
 
-/// Groups of rtnetlink that tell of changes: links, IPv4 addresses, IPv6 addresses, namespace numbers.
-const GROUPS: [u32; 4] = [1, 5, 9, 28];
+/// Groups of rtnetlink that tell of changes: links, neighbours (bridges' forwarding entries), traffic control, IPv4
+/// addresses and routes, IPv6 addresses and routes, namespace numbers.
+const GROUPS: [u32; 8] = [1, 3, 4, 5, 7, 9, 11, 28];
 /// Changes come in bursts: wait until it has been this quiet,
 const QUIET: Duration = Duration::from_millis(2);
 /// but never longer than this.
 const PATIENCE: Duration = Duration::from_millis(20);
+/// After a reading the next one waits this many times as long as that one took: readings never take more than a quarter of
+/// one processor.
+const REST: u32 = 3;
+/// Bytes of an event that are read; nearly all are far smaller.
+const EVENT: usize = 8192;
 /// Without any event everything is read again this often, and after a reading that did not work.
 const AT_LEAST_EVERY: Duration = Duration::from_secs(5);
 
@@ -87,7 +147,8 @@ impl LinkWatch {
     pub fn start() -> Result<Self, LinkError> {
         let events = subscribe().map_err(|source| LinkError { what: "listen for changes of interfaces", source })?;
         let mut dump = Dump::open().map_err(|source| LinkError { what: "open a socket", source })?;
-        let first = dump.links().map_err(|source| LinkError { what: "read the interfaces", source })?;
+        let first = read::read(&mut dump, &Links::default(), Instant::now())
+            .map_err(|source| LinkError { what: "read the interfaces", source })?;
         let (sender, links) = watch::channel(Arc::new(first));
         thread::Builder::new()
             .name("links".into())
@@ -123,8 +184,18 @@ fn subscribe() -> io::Result<Socket> {
 }
 
 fn follow(events: &Socket, dump: &mut Dump, links: &watch::Sender<Arc<Links>>) {
+    // The first event that no reading has followed yet: what a reading finds that was not there before came then or later.
+    let mut unread: Option<Instant> = None;
     while !links.is_closed() {
-        wait(events, AT_LEAST_EVERY);
+        let until = Instant::now() + AT_LEAST_EVERY;
+        while unread.is_none() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let woken = wait(events, left).then(Instant::now);
+            unread = if drain(events) { woken } else { None };
+        }
         let patience = Instant::now() + PATIENCE;
         loop {
             drain(events);
@@ -133,8 +204,11 @@ fn follow(events: &Socket, dump: &mut Dump, links: &watch::Sender<Arc<Links>>) {
                 break;
             }
         }
-        match dump.links() {
+        let started = Instant::now();
+        let known = links.borrow().clone();
+        match read::read(dump, &known, unread.unwrap_or(started)) {
             Ok(now) => {
+                unread = None;
                 links.send_if_modified(|known| {
                     let is_new = **known != now;
                     if is_new {
@@ -143,8 +217,12 @@ fn follow(events: &Socket, dump: &mut Dump, links: &watch::Sender<Arc<Links>>) {
                     is_new
                 });
             }
-            Err(error) => warn!(%error, "cannot read the interfaces; the last reading stays"),
+            Err(error) => {
+                warn!(%error, "cannot read the interfaces; the last reading stays");
+                unread.get_or_insert(started);
+            }
         }
+        thread::sleep(started.elapsed() * REST);
     }
 }
 
@@ -156,20 +234,19 @@ fn wait(events: &Socket, at_most: Duration) -> bool {
     !matches!(poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&timeout)), Ok(0))
 }
 
-/// Takes every event off the socket. What they say does not matter, nor does an overrun: everything is read afterwards.
-fn drain(events: &Socket) {
-    let mut buffer = bytes_of_events();
+/// Takes every event off the socket; returns whether any may change a fact. What they say beyond that does not matter:
+/// everything is read afterwards. After an overrun it may be anything.
+fn drain(events: &Socket) -> bool {
+    let mut buffer = Vec::with_capacity(EVENT);
+    let mut is_relevant = false;
     loop {
         buffer.clear();
         match events.recv(&mut buffer, 0) {
-            Ok(_) => {}
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
-            Err(_) => return,
+            // One that was cut off may be about anything.
+            Ok(length) if length >= EVENT => is_relevant = true,
+            Ok(_) => is_relevant |= message::messages(&buffer).any(|message| message::is_relevant(&message)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => is_relevant = true,
+            Err(_) => return is_relevant,
         }
     }
-}
-
-/// One event is far smaller; the rest of a longer one is cut off, unread.
-fn bytes_of_events() -> Vec<u8> {
-    Vec::with_capacity(8192)
 }

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use npolicy_agent::model::PodKey;
 use npolicy_agent::observe::Format;
 use npolicy_agent::rig::{
-    AgentOptions, AgentProcess, BpfFs, Cluster, Layout, Namespace, Node, NodeSettings, Pod, PodSettings, Protocol,
+    AgentOptions, AgentProcess, AgentSource, BpfFs, Cluster, Layout, Namespace, Node, NodeSettings, Pod, PodSettings, Protocol,
     Translation,
 };
 use npolicy_common::Family;
@@ -311,7 +311,7 @@ impl World {
         let file = |kind: &str| self.directory.beside().join(format!("{}.{kind}", agent.node));
         let options = AgentOptions {
             program: self.binaries[agent.binary].clone(),
-            manifests: self.directory.manifests(),
+            source: AgentSource::Manifests(self.directory.manifests()),
             pin_dir: agent.pins.pin_dir(),
             drop_log: file("drops"),
             drop_format: Format::Text,

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use npolicy_agent::model::PodKey;
 use npolicy_agent::observe::Format;
 use npolicy_agent::rig::{
-    AgentOptions, AgentProcess, BpfFs, Cluster, Listeners, Node, NodeSettings, Pod, PodSettings, SctpMeans, Service,
+    AgentOptions, AgentProcess, AgentSource, BpfFs, Cluster, Listeners, Node, NodeSettings, Pod, PodSettings, SctpMeans, Service,
     Source, Translation,
 };
 use npolicy_common::Family;
@@ -80,7 +80,7 @@ impl Lab {
             let file = |name: String| lab.directory.path().join(name);
             let options = AgentOptions {
                 program: npolicy_binary().to_owned(),
-                manifests: lab.manifests(),
+                source: AgentSource::Manifests(lab.manifests()),
                 pin_dir: pins.pin_dir(),
                 drop_log: file(format!("{name}-drops.log")),
                 drop_format: Format::Json,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use npolicy_agent::datapath::{self, Datapath, DatapathConfig};
 use npolicy_agent::observe::{Format, Ready};
 use npolicy_agent::rig::{
-    AgentOptions, AgentProcess, BpfFs, Layout, Listeners, Node, NodeSettings, Outcome, Pod, PodSettings, Probe,
+    AgentOptions, AgentProcess, AgentSource, BpfFs, Layout, Listeners, Node, NodeSettings, Outcome, Pod, PodSettings, Probe,
     Protocol, SctpMeans, Service, probe_all,
 };
 use npolicy_common::LAYOUT_VERSION;
@@ -157,7 +157,7 @@ impl Cluster {
     pub(crate) fn launch_agent(&mut self) {
         let options = AgentOptions {
             program: npolicy_binary().to_owned(),
-            manifests: self.manifests(),
+            source: AgentSource::Manifests(self.manifests()),
             pin_dir: self.pins.pin_dir(),
             drop_log: self.directory.path().join("drops.log"),
             drop_format: Format::Json,

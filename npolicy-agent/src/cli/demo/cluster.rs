@@ -10,7 +10,7 @@ use super::progress::step;
 use super::world::World;
 use crate::observe::Format;
 use crate::rig::{
-    AgentOptions, AgentProcess, BpfFs, Layout, Listeners, Node, NodeSettings, PodSettings, SctpMeans, Service,
+    AgentOptions, AgentProcess, AgentSource, BpfFs, Layout, Listeners, Node, NodeSettings, PodSettings, SctpMeans, Service,
 };
 
 /// A node with its pods and a running agent. Dropped in the order of the fields: the agent first.
@@ -56,7 +56,7 @@ impl Cluster {
         let pins = BpfFs::new()?;
         let options = AgentOptions {
             program: "/proc/self/exe".into(),
-            manifests: manifests.clone(),
+            source: AgentSource::Manifests(manifests.clone()),
             pin_dir: pins.pin_dir(),
             drop_log: drop_log(scratch),
             drop_format,

@@ -149,3 +149,22 @@ fn a_port_name_is_looked_up_on_the_peer_in_its_protocol() {
     assert_eq!(ruleset.names().collect::<Vec<_>>(), [name]);
     assert_eq!(ruleset.peers().collect::<Vec<_>>(), [FRIEND]);
 }
+
+#[test]
+fn one_of_several_pods_may_do_what_each_of_them_may() {
+    let isolated = |peer, ports| {
+        let rules = vec![accepts(Some(&[peer]), ports)];
+        Arc::new(Ruleset::isolated(Direction::Ingress, rules))
+    };
+    let open = Arc::new(Ruleset::ungoverned(Direction::Ingress));
+    let (low, high) = (isolated(FRIEND, tcp(1, 90)), isolated(FRIEND, tcp(80, 100)));
+    let friend = class(&[Fact::Peer(FRIEND)]);
+
+    assert_eq!(Ruleset::all_of([&open, &open]), open);
+    assert!(!Ruleset::all_of([&open, &open]).is_governed());
+    let all = Ruleset::all_of([&open, &low, &high, &low]);
+    assert!(all.is_governed());
+    assert_eq!(tcp_row(&all, Peer::Class(&friend)), [(80, 90)]);
+    assert_eq!(tcp_row(&all, Peer::Class(&class(&[Fact::Peer(STRANGER)]))), []);
+    assert_eq!(all.row(Peer::NodeSelf), Bundle::everything());
+}

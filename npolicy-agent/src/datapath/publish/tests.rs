@@ -635,3 +635,59 @@ fn unidentified_pods_are_judged_again_when_their_time_is_over() {
     publisher.settle().unwrap();
     assert_eq!(walk.word(INTERFACES[4]).unwrap().generation(), 3);
 }
+
+#[test]
+fn a_wait_during_which_something_is_published_frees_nothing() {
+    let mut dice = Dice(77);
+    let memory = Memory::new();
+    let mut publisher = fresh(&memory, &Limits::default());
+    publisher.publish(&random_plan(&mut dice), None, &owners()).unwrap();
+    publisher.settle().unwrap();
+    for _ in 0..30 {
+        publisher.publish(&random_plan(&mut dice), None, &owners()).unwrap();
+        let early = publisher.begin_settling();
+        early.wait().unwrap();
+        publisher.publish(&random_plan(&mut dice), None, &owners()).unwrap();
+        let usage = publisher.usage();
+        let words = publisher.lines.iter().map(|line| line.word).collect::<Vec<_>>();
+        publisher.end_settling(early).unwrap();
+        assert_eq!(publisher.usage(), usage);
+        assert_eq!(publisher.lines.iter().map(|line| line.word).collect::<Vec<_>>(), words);
+
+        let in_time = publisher.begin_settling();
+        in_time.wait().unwrap();
+        publisher.end_settling(in_time).unwrap();
+        publisher.settle().unwrap();
+        assert!(!publisher.is_unsettled());
+    }
+}
+
+#[test]
+fn one_of_several_pods_gets_what_all_of_them_may_do_and_no_address() {
+    let memory = Memory::new();
+    let walk = memory.walk();
+    let mut publisher = fresh(&memory, &Limits::default());
+    let mut dice = Dice(9);
+    for _ in 0..20 {
+        let plan = random_plan(&mut dice);
+        publisher.set_candidates(BTreeMap::from([(INTERFACES[0], vec![pod(0), pod(1)])]));
+        let others = &owners()[1..];
+        publisher.publish(&plan, None, others).unwrap();
+        for direction in DIRECTIONS {
+            for address in addresses() {
+                let found = walk.verdict(INTERFACES[0], direction, address);
+                let both = [0, 1].map(|at| expected(&plan, at, direction, address));
+                assert_eq!(found, both[0] & both[1], "{direction:?} {address}");
+            }
+        }
+        let line = *publisher.lines.get(INTERFACES[0]).unwrap();
+        assert_eq!((line.ipv4, line.ipv6), ([0; 4], [0; 16]));
+        publisher.settle().unwrap();
+    }
+    let plan = random_plan(&mut dice);
+    publisher.publish(&plan, None, &owners()).unwrap();
+    let alone = walk.word(INTERFACES[0]).unwrap();
+    publisher.set_candidates(BTreeMap::new());
+    publisher.publish(&plan, None, &owners()).unwrap();
+    assert_eq!(walk.word(INTERFACES[0]), Some(alone), "an owner goes before candidates");
+}

@@ -1,17 +1,16 @@
-//! Reads links and addresses, ours and those of our veths' peers.
+//! Dumps of rtnetlink: what is asked, and what of the answers matters here.
+//!
+//! Messages are taken apart here, attribute by attribute: what is not asked for is never looked at, so an attribute that
+//! a later kernel adds or a route of a rare kind cannot make a reading fail.
 
 use std::io;
 use std::net::IpAddr;
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use ipnet::IpNet;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
-use rustc_hash::FxHashMap;
 
-use super::{HostLink, Links};
+use super::message::{self, attributes, integer, number, text};
 
 /// Readings that were interrupted by changes are begun again this often.
 const ATTEMPTS: usize = 10;
@@ -24,14 +23,33 @@ pub(super) struct Dump {
 
 /// An interface of some namespace, as far as it matters here.
 #[derive(Default)]
-struct Link {
-    name: String,
-    is_veth: bool,
-    is_up: bool,
-    peer_ifindex: Option<u32>,
-    netns_id: Option<i32>,
-    bridge: Option<u32>,
-    mac: [u8; 6],
+pub(super) struct Link {
+    pub(super) name: String,
+    /// What it is, as the kernel calls it: `veth`, `bridge`; empty for a device that no software makes.
+    pub(super) kind: String,
+    pub(super) is_ethernet: bool,
+    pub(super) is_up: bool,
+    /// The interface it stands on, or whose other end it is.
+    pub(super) lower: Option<u32>,
+    /// Where that one is, if elsewhere.
+    pub(super) lower_netns_id: Option<i32>,
+    pub(super) bridge: Option<u32>,
+    pub(super) mac: [u8; 6],
+    /// Whether an XDP program is on it.
+    pub(super) has_xdp: bool,
+}
+
+/// A way out of an interface.
+pub(super) struct Route {
+    pub(super) to: IpNet,
+    pub(super) ifindex: u32,
+}
+
+/// An entry of a bridge's forwarding table that a frame left.
+pub(super) struct Forwarded {
+    pub(super) mac: [u8; 6],
+    pub(super) bridge: u32,
+    pub(super) port: u32,
 }
 
 impl Dump {
@@ -44,84 +62,136 @@ impl Dump {
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// Reads everything.
-    pub(super) fn links(&mut self) -> io::Result<Links> {
-        let own = self.dump_links(None)?;
-        let own_addresses = self
-            .dump_addresses(None)?
-            .into_iter()
-            .map(|(_, address)| address)
-            .filter(|address| !address.is_loopback())
-            .collect();
-        let mut peers: FxHashMap<i32, Peers> = FxHashMap::default();
-        let mut host = std::collections::BTreeMap::new();
-        for (ifindex, link) in own {
-            let (true, Some(netns_id), Some(peer_ifindex)) = (link.is_veth, link.netns_id, link.peer_ifindex) else {
-                continue;
-            };
-            let peers = match peers.entry(netns_id) {
-                std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-                std::collections::hash_map::Entry::Vacant(place) => place.insert(self.peers(netns_id)?),
-            };
-            let mut addresses: Vec<_> = peers
-                .addresses
-                .iter()
-                .filter(|(index, _)| *index == peer_ifindex)
-                .map(|&(_, address)| address)
-                .collect();
-            addresses.sort_unstable();
-            addresses.dedup();
-            let peer_mac = peers.links.get(&peer_ifindex).map_or([0; 6], |peer| peer.mac);
-            let Link { name, bridge, is_up, .. } = link;
-            host.insert(
-                ifindex,
-                HostLink { ifindex, name, bridge, netns_id, peer_ifindex, peer_mac, addresses, is_up },
-            );
+    /// Interfaces by number, ours or those of the namespace with this number.
+    pub(super) fn links(&mut self, netns_id: Option<i32>) -> io::Result<Vec<(u32, Link)>> {
+        let mut request = vec![0; message::LINK_HEADER];
+        message::put(&mut request, message::IFLA_EXT_MASK, &message::RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
+        if let Some(netns_id) = netns_id {
+            message::put(&mut request, message::IFLA_TARGET_NETNSID, &netns_id.to_ne_bytes());
         }
-        Ok(Links { host, own_addresses })
-    }
-
-    /// What is behind a namespace number. A namespace that is gone has nothing.
-    fn peers(&mut self, netns_id: i32) -> io::Result<Peers> {
-        let read = |dump: &mut Self| -> io::Result<Peers> {
-            let links = dump.dump_links(Some(netns_id))?.into_iter().collect();
-            Ok(Peers { links, addresses: dump.dump_addresses(Some(netns_id))? })
-        };
-        match read(self) {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT | libc::ENODEV)) => {
-                Ok(Peers::default())
+        self.dump(message::RTM_GETLINK, &request, |body| {
+            let (header, rest) = body.split_at_checked(message::LINK_HEADER)?;
+            let mut link = Link {
+                is_ethernet: header[2..4] == message::ARPHRD_ETHER.to_ne_bytes(),
+                is_up: number(&header[8..12])? & message::IFF_UP != 0,
+                ..Link::default()
+            };
+            for (kind, value) in attributes(rest) {
+                match kind {
+                    message::IFLA_IFNAME => link.name = text(value),
+                    message::IFLA_LINK => link.lower = number(value),
+                    message::IFLA_LINK_NETNSID => link.lower_netns_id = integer(value),
+                    message::IFLA_MASTER => link.bridge = number(value).filter(|&master| master != 0),
+                    // An interface whose address is not an Ethernet one has none that matters.
+                    message::IFLA_ADDRESS => link.mac = value.try_into().unwrap_or_default(),
+                    message::IFLA_LINKINFO => {
+                        let kind = attributes(value).find(|(kind, _)| *kind == message::IFLA_INFO_KIND);
+                        link.kind = kind.map(|(_, value)| text(value)).unwrap_or_default();
+                    }
+                    message::IFLA_XDP => {
+                        let mut modes = attributes(value).filter(|(kind, _)| *kind == message::IFLA_XDP_ATTACHED);
+                        link.has_xdp = modes.any(|(_, mode)| mode != [0]);
+                    }
+                    _ => {}
+                }
             }
-            other => other,
+            Some((number(&header[4..8])?, link))
+        })
+    }
+
+    /// Addresses with the number of their interface; link-local IPv6 ones are every interface's and left out.
+    pub(super) fn addresses(&mut self, netns_id: Option<i32>) -> io::Result<Vec<(u32, IpAddr)>> {
+        let mut request = vec![0; message::ADDRESS_HEADER];
+        if let Some(netns_id) = netns_id {
+            message::put(&mut request, message::IFA_TARGET_NETNSID, &netns_id.to_ne_bytes());
         }
-    }
-
-    fn dump_links(&mut self, netns_id: Option<i32>) -> io::Result<Vec<(u32, Link)>> {
-        let mut request = LinkMessage::default();
-        request.attributes.extend(netns_id.map(LinkAttribute::IfNetnsId));
-        self.dump(&RouteNetlinkMessage::GetLink(request), |answer| match answer {
-            RouteNetlinkMessage::NewLink(message) => Some((message.header.index, Link::from(message))),
-            _ => None,
+        self.dump(message::RTM_GETADDR, &request, |body| {
+            let (header, rest) = body.split_at_checked(message::ADDRESS_HEADER)?;
+            // The interface's own address is `IFA_LOCAL` where it is given (on a point-to-point link `IFA_ADDRESS` is the
+            // peer's), else `IFA_ADDRESS`.
+            let find = |wanted| attributes(rest).find(|(kind, _)| *kind == wanted);
+            let (_, value) = find(message::IFA_LOCAL).or_else(|| find(message::IFA_ADDRESS))?;
+            let address = message::address(value)?;
+            (!is_link_local_v6(address)).then_some((number(&header[4..8])?, address))
         })
     }
 
-    /// Addresses with the index of their interface; link-local IPv6 ones are every interface's and left out.
-    fn dump_addresses(&mut self, netns_id: Option<i32>) -> io::Result<Vec<(u32, IpAddr)>> {
-        let mut request = AddressMessage::default();
-        request.attributes.extend(netns_id.map(AddressAttribute::TargetNetNsId));
-        self.dump(&RouteNetlinkMessage::GetAddress(request), |answer| {
-            let RouteNetlinkMessage::NewAddress(message) = answer else { return None };
-            let index = message.header.index;
-            Some((index, address_of(&message.attributes)?))
+    /// Ways out of interfaces, of the main tables; to link-local and multicast addresses left out.
+    pub(super) fn routes(&mut self) -> io::Result<Vec<Route>> {
+        let mut routes = Vec::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let mut request = vec![0; message::ROUTE_HEADER];
+            request[0] = family as u8;
+            request[4] = message::RT_TABLE_MAIN;
+            let found = self.dump(message::RTM_GETROUTE, &request, message::route);
+            match found {
+                Ok(found) => routes.extend(found.into_iter().flatten()),
+                // A kernel without this family.
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(routes)
+    }
+
+    /// What one bridge learned from frames.
+    pub(super) fn forwarding(&mut self, bridge: u32) -> io::Result<Vec<Forwarded>> {
+        let mut request = vec![0; message::NEIGHBOUR_HEADER];
+        request[0] = libc::AF_BRIDGE as u8;
+        message::put(&mut request, message::NDA_MASTER, &bridge.to_ne_bytes());
+        self.dump(message::RTM_GETNEIGH, &request, |body| {
+            let (header, rest) = body.split_at_checked(message::NEIGHBOUR_HEADER)?;
+            let state = u16::from_ne_bytes([header[8], header[9]]);
+            // Permanent entries are the ports' own addresses.
+            if state & message::NUD_PERMANENT != 0 {
+                return None;
+            }
+            let (_, mac) = attributes(rest).find(|(kind, _)| *kind == message::NDA_LLADDR)?;
+            Some(Forwarded { mac: mac.try_into().ok()?, bridge, port: number(&header[4..8])? })
         })
     }
 
-    fn dump<T>(
-        &mut self,
-        request: &RouteNetlinkMessage,
-        mut read: impl FnMut(RouteNetlinkMessage) -> Option<T>,
-    ) -> io::Result<Vec<T>> {
+    /// Numbers that this namespace has for others.
+    pub(super) fn namespaces(&mut self) -> io::Result<Vec<i32>> {
+        self.dump(message::RTM_GETNSID, &[0; message::NSID_HEADER], |body| {
+            let (_, rest) = body.split_at_checked(message::NSID_HEADER)?;
+            let (_, value) = attributes(rest).find(|(kind, _)| *kind == message::NETNSA_NSID)?;
+            integer(value).filter(|&id| id >= 0)
+        })
+    }
+
+    /// Interfaces that have an `ingress` or a `clsact` queueing discipline, with its name.
+    pub(super) fn classifiers(&mut self) -> io::Result<Vec<(u32, String)>> {
+        self.dump(message::RTM_GETQDISC, &[0; message::TC_HEADER], |body| {
+            let (header, rest) = body.split_at_checked(message::TC_HEADER)?;
+            let (_, kind) = attributes(rest).find(|(kind, _)| *kind == message::TCA_KIND)?;
+            let kind = text(kind);
+            matches!(&*kind, "ingress" | "clsact").then_some((number(&header[4..8])?, kind))
+        })
+    }
+
+    /// What filters are on a side of such a discipline: their kinds, and the names of their programs. Each once, ascending.
+    pub(super) fn filters(&mut self, ifindex: u32, parent: u32) -> io::Result<Vec<String>> {
+        let mut request = vec![0; message::TC_HEADER];
+        request[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+        request[12..16].copy_from_slice(&parent.to_ne_bytes());
+        let mut filters = self.dump(message::RTM_GETTFILTER, &request, |body| {
+            let rest = body.get(message::TC_HEADER..)?;
+            let find = |wanted| attributes(rest).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+            let kind = text(find(message::TCA_KIND)?);
+            // The head of a chain comes without options.
+            let options = find(message::TCA_OPTIONS)?;
+            let name = attributes(options).find(|(option, _)| kind == "bpf" && *option == message::TCA_BPF_NAME);
+            Some(name.map_or(kind.clone(), |(_, name)| format!("{kind} {}", text(name))))
+        })?;
+        filters.sort_unstable();
+        filters.dedup();
+        Ok(filters)
+    }
+
+    fn dump<T>(&mut self, kind: u16, request: &[u8], mut read: impl FnMut(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
         for _ in 0..ATTEMPTS {
-            if let Some(answers) = self.dump_once(request, &mut read)? {
+            if let Some(answers) = self.dump_once(kind, request, &mut read)? {
                 return Ok(answers);
             }
         }
@@ -131,80 +201,36 @@ impl Dump {
     /// One reading; none if the kernel says that something changed meanwhile.
     fn dump_once<T>(
         &mut self,
-        request: &RouteNetlinkMessage,
-        read: &mut impl FnMut(RouteNetlinkMessage) -> Option<T>,
+        kind: u16,
+        request: &[u8],
+        read: &mut impl FnMut(&[u8]) -> Option<T>,
     ) -> io::Result<Option<Vec<T>>> {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut message = NetlinkMessage::from(request.clone());
-        message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-        message.header.sequence_number = self.sequence;
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
+        self.socket.send(&message::dump_request(kind, self.sequence, request), 0)?;
         let mut found = Vec::new();
         let mut is_whole = true;
         loop {
             let (datagram, _) = self.socket.recv_from_full()?;
-            let mut rest = &datagram[..];
-            while !rest.is_empty() {
-                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-                let length = (answer.header.length as usize).next_multiple_of(4);
-                rest = rest.get(length..).unwrap_or_default();
-                if answer.header.sequence_number != self.sequence {
+            for message in message::messages(&datagram) {
+                if message.sequence != self.sequence {
                     continue;
                 }
-                is_whole &= answer.header.flags & NLM_F_DUMP_INTR == 0;
-                match answer.payload {
-                    NetlinkPayload::Done(done) if done.code == 0 => return Ok(is_whole.then_some(found)),
-                    NetlinkPayload::Done(done) => return Err(io::Error::from_raw_os_error(-done.code)),
-                    NetlinkPayload::Error(error) => return Err(error.to_io()),
-                    NetlinkPayload::InnerMessage(inner) => found.extend(read(inner)),
-                    _ => {}
+                is_whole &= message.flags & message::NLM_F_DUMP_INTR == 0;
+                match message.kind {
+                    // Both begin with an error number, negated; none for a dump that went well.
+                    message::NLMSG_DONE | message::NLMSG_ERROR => {
+                        return match integer(message.body.get(..4).unwrap_or_default()) {
+                            None | Some(0) => Ok(is_whole.then_some(found)),
+                            Some(code) => Err(io::Error::from_raw_os_error(-code)),
+                        };
+                    }
+                    _ => found.extend(read(message.body)),
                 }
             }
         }
     }
 }
 
-#[derive(Default)]
-struct Peers {
-    links: FxHashMap<u32, Link>,
-    addresses: Vec<(u32, IpAddr)>,
-}
-
-impl From<LinkMessage> for Link {
-    fn from(message: LinkMessage) -> Self {
-        let mut link = Self { is_up: message.header.flags.contains(LinkFlags::Up), ..Self::default() };
-        for attribute in message.attributes {
-            match attribute {
-                LinkAttribute::IfName(name) => link.name = name,
-                LinkAttribute::Link(index) => link.peer_ifindex = Some(index),
-                LinkAttribute::LinkNetNsId(id) => link.netns_id = Some(id),
-                LinkAttribute::Controller(index) if index != 0 => link.bridge = Some(index),
-                LinkAttribute::Address(bytes) => link.mac = bytes.try_into().unwrap_or([0; 6]),
-                LinkAttribute::LinkInfo(infos) => link.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
-                _ => {}
-            }
-        }
-        link
-    }
-}
-
-/// The interface's own address: `IFA_LOCAL` where it is given (on a point-to-point link `IFA_ADDRESS` is the peer's), else
-/// `IFA_ADDRESS`.
-fn address_of(attributes: &[AddressAttribute]) -> Option<IpAddr> {
-    let local = attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(address) => Some(*address),
-        _ => None,
-    });
-    let address = local.or_else(|| {
-        attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        })
-    })?;
-    let is_link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
-    (!is_link_local).then_some(address)
+fn is_link_local_v6(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }

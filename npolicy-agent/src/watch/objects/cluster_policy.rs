@@ -9,6 +9,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use npolicy_common::Direction;
 
+use super::Origin;
 use super::cursor::{At, Harm, Report, nearest};
 use super::metadata::{Scope, read_metadata};
 use super::net::{note_host_bits, parse_cidr};
@@ -22,10 +23,11 @@ use crate::model::{
 /// The group of the kind.
 pub(super) const GROUP: &str = "policy.networking.k8s.io";
 /// Versions of the group in which the kind has this shape, the newest first.
-pub(super) const VERSIONS: [&str; 2] = ["policy.networking.k8s.io/v1beta1", "policy.networking.k8s.io/v1alpha2"];
+pub const VERSIONS: [&str; 2] = ["policy.networking.k8s.io/v1beta1", "policy.networking.k8s.io/v1alpha2"];
 
 const NOT_APPLIED: Harm = Harm::whole("the policy is not applied");
 const NOT_READ: Harm = Harm::part("it is not read");
+const ONLY_DENIES: Harm = Harm::part("its rules accept nothing, and those that deny or pass deny what they match");
 const UNKNOWN_ACTION: Harm = Harm::part("the rule denies what it matches");
 
 const SPEC: &[&str] = &["tier", "priority", "subject", "ingress", "egress"];
@@ -76,13 +78,17 @@ pub(super) fn read_cluster_policy(object: &At<'_>, report: &mut Report<'_>) -> R
 
 /// Reads the spec. `None`: it does not say when the policy is asked, for which pods, or what all of its rules are.
 ///
-/// An unknown field of the spec may hold rules that deny, or narrow all of them, so it takes the whole policy.
+/// An unknown field of the spec may hold rules that deny, or narrow all of them. In a file it is most likely a typing error
+/// and takes the whole policy, whose last good version stays. One that the API server has kept is of a later version of the
+/// API, and there may be no last version: the policy keeps its place, and each rule denies at most what it names
+/// ([`narrow`]).
 fn read_spec(name: Arc<str>, spec: &At<'_>, report: &mut Report<'_>) -> Option<ClusterPolicy> {
     if spec.entries().is_none() {
         report.broken(spec, NOT_APPLIED, format!("must be a map, not {}", spec.value()));
         return None;
     }
-    let unknown = report.unknown_fields(spec, SPEC, NOT_APPLIED);
+    let is_later_version = report.origin == Origin::ApiServer;
+    let unknown = report.unknown_fields(spec, SPEC, if is_later_version { ONLY_DENIES } else { NOT_APPLIED });
     let tier = read_tier(spec, report);
     let priority = read_priority(spec, report);
     let subject = match spec.get("subject") {
@@ -95,8 +101,17 @@ fn read_spec(name: Arc<str>, spec: &At<'_>, report: &mut Report<'_>) -> Option<C
             return None;
         }
     }
-    let (None, Some(tier), Some(priority), Ok(subject)) = (unknown, tier, priority, subject) else { return None };
-    let mut rules = |direction| read_rules(spec, direction, report);
+    let (Some(tier), Some(priority), Ok(subject)) = (tier, priority, subject) else { return None };
+    if unknown.is_some() && !is_later_version {
+        return None;
+    }
+    let mut rules = |direction| {
+        let mut rules = read_rules(spec, direction, report);
+        if let Some(problem) = &unknown {
+            rules.iter_mut().for_each(|rule| narrow(rule, problem));
+        }
+        rules
+    };
     Some(ClusterPolicy {
         name,
         tier,
@@ -105,6 +120,16 @@ fn read_spec(name: Arc<str>, spec: &At<'_>, report: &mut Report<'_>) -> Option<C
         ingress: rules(Direction::Ingress),
         egress: rules(Direction::Egress),
     })
+}
+
+/// Makes of a rule what is certain to open nothing, whatever narrows its policy: one that accepts matches nothing; one that
+/// denies or passes denies what it matches.
+fn narrow(rule: &mut ClusterRule, problem: &Arc<str>) {
+    match rule.action {
+        Action::Accept => rule.matches = ClusterMatch::Unreadable(problem.clone()),
+        Action::Deny => {}
+        Action::Pass => rule.action = Action::Deny,
+    }
 }
 
 fn read_tier(spec: &At<'_>, report: &mut Report<'_>) -> Option<Tier> {

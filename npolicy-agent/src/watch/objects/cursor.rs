@@ -4,6 +4,7 @@ use std::fmt::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::Origin;
 use super::tree::{Entry, Tree, Value};
 use crate::model::{Diagnostic, Place, Severity};
 
@@ -123,6 +124,8 @@ impl Harm {
 pub(super) struct Report<'r> {
     /// The file it came from, if it came from one.
     pub(super) file: Option<&'r Arc<Path>>,
+    /// Who has checked it before.
+    pub(super) origin: Origin,
     /// The object, like `NetworkPolicy shop/db`.
     pub(super) object: Option<Arc<str>>,
     /// What was found.

@@ -22,6 +22,7 @@ mod tests;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use cluster_policy::VERSIONS as CLUSTER_POLICY_VERSIONS;
 use cursor::{At, Harm, Report, nearest};
 pub use kinds::NotEnforced;
 pub use service::{Backing, BackingPort, Target};
@@ -29,9 +30,21 @@ pub use tree::{Entry, Tree, Value};
 
 use crate::model::{Diagnostic, Object, ObjectKey, ServiceKey, Severity};
 
+/// Who has checked an object before it is read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Origin {
+    /// Nobody: an unknown field is most likely a typing error.
+    #[default]
+    File,
+    /// The API server: an unknown field is one of a later version.
+    ApiServer,
+}
+
 /// What became of a document.
 #[derive(Default)]
 pub struct Reading {
+    /// Who has checked it before.
+    pub origin: Origin,
     /// Objects, each with its line.
     pub objects: Vec<(Object, u32)>,
     /// Policies that are there, but nobody can say to whom or when they apply; each with its line.
@@ -54,6 +67,16 @@ pub fn read_document(tree: &Tree, file: Option<&Arc<Path>>) -> Reading {
     reading
 }
 
+/// Reads an object of a list or a watch of the API server, whose kind is known and need not stand in it.
+///
+/// Nobody has mistyped what comes from there: the API server knows every field that it keeps. An unknown field is one that a
+/// later version has, and in a policy it narrows or adds something.
+pub fn read_listed(tree: &Tree, kind: &str) -> Reading {
+    let mut reading = Reading { origin: Origin::ApiServer, ..Reading::default() };
+    read_any(&At::root(tree), Some(Listed { kind, version: None }), None, &mut reading);
+    reading
+}
+
 /// What the items of a list are if they do not say it themselves.
 #[derive(Clone, Copy)]
 struct Listed<'a> {
@@ -62,7 +85,7 @@ struct Listed<'a> {
 }
 
 fn read_any(at: &At<'_>, listed: Option<Listed<'_>>, file: Option<&Arc<Path>>, reading: &mut Reading) {
-    let mut report = Report { file, object: None, found: &mut reading.diagnostics };
+    let mut report = Report { file, origin: reading.origin, object: None, found: &mut reading.diagnostics };
     const IGNORED: Harm = Harm::whole("the document is ignored");
     let Some(entries) = at.entries() else {
         report.broken(at, IGNORED, format!("expected an object with `kind` and `metadata`, not {}", at.value()));

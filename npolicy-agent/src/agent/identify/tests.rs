@@ -1,0 +1,5 @@
+//! Every rule, with facts made by hand.
+
+mod replays;
+mod rules;
+mod world;
