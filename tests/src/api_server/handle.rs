@@ -224,8 +224,8 @@ impl ApiServer {
         self.shared.store().revision()
     }
 
-    /// Serves ClusterNetworkPolicies in these versions of [`super::CLUSTER_POLICY_VERSIONS`]; none: as if their CRD were
-    /// deleted, and they with it.
+    /// Serves ClusterNetworkPolicies in these versions, the preferred one first; none: as if their CRD were deleted, and
+    /// they with it.
     pub fn install_cluster_policies(&self, versions: &[&str]) {
         self.shared.change(|store| store.serve_cluster_policies(versions));
     }

@@ -21,9 +21,6 @@ pub enum Kind {
     ClusterNetworkPolicy,
 }
 
-/// The versions of ClusterNetworkPolicy that there may be.
-pub const CLUSTER_POLICY_VERSIONS: [&str; 2] = ["v1beta1", "v1alpha2"];
-
 impl Kind {
     /// Every kind.
     pub const ALL: [Self; 8] = [

@@ -3,7 +3,7 @@
 //! ```text
 //! client --HTTP--> Door -> answer -> Target -> faults? -> read, watch, write, discovery -> Store
 //!                                                                                            ^
-//! test --put, delete, compact, restore, end_namespace ---------------------------------------+
+//! test --apply, delete, compact, restore, end_namespace -------------------------------------+
 //! ```
 //! Objects are kept as JSON in memory under one resourceVersion for all kinds, each change since the last compaction with
 //! them: so pages, old lists and watches are of one moment. It speaks plain HTTP over loopback, in any network namespace
@@ -47,7 +47,7 @@ use target::{Resource, Target};
 
 pub use fault::{Fault, FaultId, Faults, Injection, Schedule, Scope};
 pub use handle::{ApiServer, Asked};
-pub use kind::{CLUSTER_POLICY_VERSIONS, Kind};
+pub use kind::Kind;
 pub use store::Snapshot;
 pub use target::Verb;
 

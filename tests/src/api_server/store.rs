@@ -1,6 +1,6 @@
 //! The objects, and every change to them since the last compaction.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -46,7 +46,7 @@ pub(super) struct Store {
     /// Ascending by revision.
     history: Vec<Change>,
     /// The versions in which ClusterNetworkPolicies are served; none: their CRD is not installed.
-    cluster_policy_versions: BTreeSet<&'static str>,
+    cluster_policy_versions: Vec<String>,
     random: fastrand::Rng,
 }
 
@@ -60,7 +60,7 @@ impl Store {
             oldest: FIRST_REVISION,
             objects: Objects::new(),
             history: Vec::new(),
-            cluster_policy_versions: BTreeSet::new(),
+            cluster_policy_versions: Vec::new(),
             random: fastrand::Rng::with_seed(0),
         }
     }
@@ -70,9 +70,9 @@ impl Store {
     }
 
     /// The versions in which a kind is served now; none if it is not.
-    pub(super) fn versions(&self, kind: Kind) -> Vec<&'static str> {
+    pub(super) fn versions(&self, kind: Kind) -> Vec<&str> {
         match kind {
-            Kind::ClusterNetworkPolicy => self.cluster_policy_versions.iter().copied().rev().collect(),
+            Kind::ClusterNetworkPolicy => self.cluster_policy_versions.iter().map(String::as_str).collect(),
             _ => vec!["v1"],
         }
     }
@@ -134,8 +134,7 @@ impl Store {
 
     /// Serves ClusterNetworkPolicies in these versions; none: their CRD and all of them go.
     pub(super) fn serve_cluster_policies(&mut self, versions: &[&str]) {
-        let known = super::kind::CLUSTER_POLICY_VERSIONS.into_iter();
-        self.cluster_policy_versions = known.filter(|version| versions.contains(version)).collect();
+        self.cluster_policy_versions = versions.iter().map(|&version| version.to_owned()).collect();
         if self.cluster_policy_versions.is_empty() {
             let keys: Vec<Key> =
                 self.objects.keys().filter(|key| key.0 == Kind::ClusterNetworkPolicy).cloned().collect();
