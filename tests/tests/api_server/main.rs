@@ -3,6 +3,8 @@
 mod agent;
 mod client;
 mod faults;
+mod hour;
 mod kubectl;
 mod objects;
+mod traffic;
 mod world;
