@@ -235,3 +235,18 @@ fn an_expired_token_keeps_verdicts_and_a_new_one_is_used() {
     world.start_agent();
     world.eventually(PATIENCE, &[("shop/guest", "shop/db", ACCEPT)]);
 }
+
+#[test]
+fn a_server_that_was_restored_from_a_backup_is_believed() {
+    let Some(world) = World::start() else { return };
+    let backup = world.server.snapshot();
+    world.server.apply(allow("db", &["web", "guest"]));
+    world.eventually(PATIENCE, &[("shop/guest", "shop/db", ACCEPT)]);
+    for number in 0..10 {
+        world.server.edit(Kind::Namespace, "", "other", |it| it["metadata"]["labels"]["n"] = number.to_string().into());
+    }
+    world.server.restore(&backup);
+    world.eventually(Duration::from_secs(130), &AT_START);
+    world.server.apply(allow("db", &["guest"]));
+    world.eventually(PATIENCE, &[("shop/web", "shop/db", DENY), ("shop/guest", "shop/db", ACCEPT)]);
+}
