@@ -2,9 +2,11 @@
 
 mod bench;
 mod ci;
+mod cluster;
 mod demo;
 mod ebpf;
 mod image;
+mod kind;
 mod lint;
 mod object;
 mod process;
@@ -42,6 +44,10 @@ enum Command {
     },
     /// Build a static npolicy and write the image that the DaemonSet runs, without a container engine
     Image,
+    /// Run a real Kubernetes of two nodes out of namespaces on this machine
+    Cluster(cluster::Args),
+    /// Run a cluster of two nodes by kind, on a machine with docker
+    Kind(kind::Args),
     /// Load the BPF object and hold the instructions that the verifier walks against their budgets
     Verifier,
     /// Measure what a packet costs, beside the kernel's own units
@@ -58,6 +64,8 @@ fn main() -> ExitCode {
         Command::Ebpf { check: false } => ebpf::write(),
         Command::Ebpf { check: true } => ebpf::check(),
         Command::Image => image::run(),
+        Command::Cluster(args) => cluster::run(&args),
+        Command::Kind(args) => kind::run(&args),
         Command::Verifier => verifier::run(),
         Command::Bench(args) => bench::run(&args),
         Command::Tidy => tidy::run(),

@@ -158,10 +158,11 @@ fn may_load_programs() -> bool {
     })
 }
 
-/// Log lines go to standard error, filtered by NPOLICY_LOG (`info` by default); drop lines are data and go elsewhere.
+/// Log lines go to standard error, filtered by NPOLICY_LOG (`info` by default); drop lines are data and go elsewhere. What
+/// the API server answers is told by the watch, once for each change.
 fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("NPOLICY_LOG")
-        .unwrap_or_else(|_unset_or_invalid| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_unset_or_invalid| tracing_subscriber::EnvFilter::new("info,kube_client=off"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

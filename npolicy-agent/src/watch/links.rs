@@ -34,7 +34,7 @@ pub struct HostLink {
     pub ifindex: u32,
     /// Its name here.
     pub name: String,
-    /// The bridge it is a port of.
+    /// The bridge it is a port of: any master but a VRF.
     pub bridge: Option<u32>,
     /// The peer's namespace as ours numbers it.
     pub netns_id: i32,
@@ -51,7 +51,8 @@ pub struct HostLink {
     pub first_seen: Instant,
     /// Addresses on this end, link-local IPv6 ones left out, ascending.
     pub host_addresses: Vec<IpAddr>,
-    /// Where routes of the main tables lead out of it, link-local and multicast ones left out, ascending, each once.
+    /// Where routes of the main tables lead out of it, ascending, each once. Link-local and multicast ones are left out, and
+    /// those that routers on the link advertise: a pod may call itself one.
     pub routes: Vec<IpNet>,
     /// What its bridge learned of the peer's link-layer address.
     pub forwarding: Forwarding,
@@ -125,8 +126,10 @@ const QUIET: Duration = Duration::from_millis(2);
 /// but never longer than this.
 const PATIENCE: Duration = Duration::from_millis(20);
 /// After a reading the next one waits this many times as long as that one took: readings never take more than a quarter of
-/// one processor.
+/// one processor,
 const REST: u32 = 3;
+/// but are never further apart than this.
+const REST_AT_MOST: Duration = Duration::from_millis(100);
 /// Bytes of an event that are read; nearly all are far smaller.
 const EVENT: usize = 8192;
 /// Without any event everything is read again this often, and after a reading that did not work.
@@ -222,7 +225,7 @@ fn follow(events: &Socket, dump: &mut Dump, links: &watch::Sender<Arc<Links>>) {
                 unread.get_or_insert(started);
             }
         }
-        thread::sleep(started.elapsed() * REST);
+        thread::sleep((started.elapsed() * REST).min(REST_AT_MOST));
     }
 }
 

@@ -3,12 +3,15 @@
 mod node;
 
 use std::net::{IpAddr, UdpSocket};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use npolicy_agent::agent::identify::{Decision, Foreign};
-use npolicy_agent::watch::links::Forwarding;
+use npolicy_agent::rig::{Layout, Node, NodeSettings, PodSettings};
+use npolicy_agent::watch::links::{Forwarding, HostLink, LinkWatch};
 use npolicy_common::Family;
+use npolicy_tests::require_root;
 
 use node::{Agent, CniNode, Network, key, of, require_plugins, run_in};
 
@@ -252,4 +255,38 @@ fn another_engine_on_an_interface_is_named() {
     });
     agent.expect(a[0], &pod("a"));
     assert!(agent.told().contains(&format!("interface {name}: a filter of `ingress` (u32, in) is on it")));
+}
+
+#[test]
+fn a_node_full_of_pods_is_read_in_milliseconds() {
+    if !require_root() {
+        return;
+    }
+    const PODS: usize = 245;
+    let settings = NodeSettings { name: "n1".into(), number: 1, layout: Layout::Routed };
+    let mut node = Node::new(settings).expect("a node");
+    let begun = Instant::now();
+    // It follows while they come.
+    let watch = node.namespace().run(LinkWatch::start).expect("a thread").expect("a watch");
+    for at in 0..PODS {
+        node.add_pod(PodSettings::new("test", &format!("p{at}"))).expect("a pod");
+    }
+    println!("{PODS} pods made in {:?}", begun.elapsed());
+    let readings = (0..10).map(|_| {
+        let begun = Instant::now();
+        let read = node.namespace().run(LinkWatch::start).expect("a thread").expect("a watch").current();
+        assert_eq!(read.host.len(), PODS);
+        begun.elapsed()
+    });
+    let best = readings.min().expect("a reading");
+    println!("a reading of {PODS} pods takes {best:?}");
+    // Not optimized, and with others on the machine.
+    assert!(best < Duration::from_millis(500), "{best:?}");
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let is_complete =
+        |link: &HostLink| link.addresses.len() == node.families().len() && link.routes.len() == link.addresses.len();
+    while watch.current().host.values().filter(|link| is_complete(link)).count() < PODS {
+        assert!(Instant::now() < deadline, "only {:?}", watch.current().host.len());
+        thread::sleep(Duration::from_millis(5));
+    }
 }

@@ -7,7 +7,10 @@ mod compiler;
 mod debian;
 mod linker;
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 
@@ -20,8 +23,9 @@ const COMPILER_PACKAGES: &[&str] = &["rustc-web", "libstd-rust-web-dev-bpf"];
 /// Debian's packages from which bpf-linker is built.
 const LINKER_PACKAGES: &[&str] = &["llvm-22-dev", "g++", "zlib1g-dev", "libzstd-dev"];
 
-/// Debian's packages that tests use: `nft` translates Service addresses in clusters of network namespaces.
-const TEST_PACKAGES: &[&str] = &["nftables"];
+/// Debian's packages that tests use: `nft` translates Service addresses in clusters of network namespaces, the reference CNI
+/// plugins join pods as they do on real nodes, and `ip` and `bridge` change what those made.
+const TEST_PACKAGES: &[&str] = &["nftables", "containernetworking-plugins", "iproute2"];
 
 /// What builds the BPF object.
 #[derive(Debug)]
@@ -76,18 +80,44 @@ pub(crate) fn bpf_tools(wanted: Option<&str>) -> anyhow::Result<BpfTools> {
 ///
 /// A package does not install.
 pub(crate) fn test_tools() -> anyhow::Result<Option<String>> {
-    if process::on_path("nft").is_some() {
+    let has_plugins = ["/usr/lib/cni", "/opt/cni/bin"].iter().any(|dir| Path::new(dir).join("ptp").exists());
+    let tools = [
+        ("the `nft` command", process::on_path("nft").is_some()),
+        ("the reference CNI plugins", has_plugins),
+        ("the `ip` command", process::on_path("ip").is_some()),
+    ];
+    let missing: Vec<&str> = tools.iter().filter(|(_, is_there)| !is_there).map(|&(tool, _)| tool).collect();
+    if missing.is_empty() {
         return Ok(None);
     }
+    let missing = missing.join(" and ");
     if !debian::available() {
-        return Ok(Some("there is no `nft` command: install nftables".into()));
+        return Ok(Some(format!("this machine lacks {missing}: install {}", TEST_PACKAGES.join(", "))));
     }
     let packages = debian::missing(TEST_PACKAGES);
     if process::is_root() && !packages.is_empty() {
         debian::install(&packages)?;
         return Ok(None);
     }
-    Ok(Some(format!("there is no `nft` command: {}", debian::install_command(TEST_PACKAGES))))
+    Ok(Some(format!("this machine lacks {missing}: {}", debian::install_command(TEST_PACKAGES))))
+}
+
+/// Installs `packages` for `what` as far as this user may; nothing if there are none.
+///
+/// # Errors
+///
+/// We may not, with the command to copy first; or a package does not install.
+pub(crate) fn install_missing(what: &str, packages: &[&'static str]) -> anyhow::Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    if debian::available() && process::is_root() {
+        return debian::install(packages);
+    }
+    anyhow::bail!(
+        "{}\nrun the line above, or install what your system calls these: {what} needs them",
+        debian::install_command(packages)
+    )
 }
 
 /// Finds the clippy of a BPF compiler; as root on Debian, installs it.

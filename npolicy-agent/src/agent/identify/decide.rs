@@ -148,11 +148,9 @@ impl<'a> Pass<'a> {
         for link in self.facts.links.host.values() {
             let memory = &self.memories[&link.ifindex];
             let claims = self.claims(link, memory);
-            let has_pod_address = addresses_of(link, memory).any(|address| {
-                self.pods.at(address).next().is_some()
-                    || (!self.borders.pod_ranges.is_empty() && self.borders.is_inside(address))
-            });
-            if let Some(reason) = self.borders.foreign(link, memory.owner.is_some(), has_pod_address) {
+            let is_listed = addresses_of(link, memory).any(|address| self.pods.at(address).next().is_some());
+            let is_claimed = memory.owner.is_some() || is_listed;
+            if let Some(reason) = self.borders.foreign(link, is_claimed, addresses_of(link, memory)) {
                 self.tell_foreign(link, &reason);
                 decisions.insert(link.ifindex, Decision::Foreign(reason));
                 continue;

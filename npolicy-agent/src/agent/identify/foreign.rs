@@ -57,22 +57,31 @@ impl Borders<'_> {
     /// Why an interface is foreign, if it is.
     ///
     /// 1. Excluded by name.
-    /// 2. One of the node's own addresses is on it. A gateway's address, which some plugins put on every pod's interface, is
+    /// 2. Else, if it was a pod's or a pod of this node lists an address of it, it is not.
+    /// 3. One of the node's own addresses is on it. A gateway's address, which some plugins put on every pod's interface, is
     ///    none of them.
-    /// 3. The default route leads out of it, and it never was a pod's.
-    /// 4. All that its routes and its bridge lead to is outside the pod ranges, and no address of it is a pod's or inside.
-    pub(super) fn foreign(&self, link: &HostLink, was_pods: bool, has_pod_address: bool) -> Option<Foreign> {
+    /// 4. The default route leads out of it.
+    /// 5. All that its routes and its bridge lead to is outside the pod ranges, and so are its addresses.
+    pub(super) fn foreign(
+        &self,
+        link: &HostLink,
+        is_claimed: bool,
+        mut at: impl Iterator<Item = IpAddr>,
+    ) -> Option<Foreign> {
         if self.exclude.contains(&link.name) {
             return Some(Foreign::Excluded);
+        }
+        if is_claimed {
+            return None;
         }
         if let Some(&address) = link.host_addresses.iter().find(|address| self.node_addresses.contains(address)) {
             return Some(Foreign::NodeAddress(address));
         }
-        if !was_pods && link.routes.iter().any(|route| route.prefix_len() == 0) {
+        if link.routes.iter().any(|route| route.prefix_len() == 0) {
             return Some(Foreign::DefaultRoute);
         }
-        let is_settled = was_pods || has_pod_address || self.pod_ranges.is_empty();
-        (!is_settled && self.leads_only_outside(link)).then_some(Foreign::OutsidePodRanges)
+        let is_outside = !self.pod_ranges.is_empty() && !at.any(|address| self.is_inside(address));
+        (is_outside && self.leads_only_outside(link)).then_some(Foreign::OutsidePodRanges)
     }
 
     fn leads_only_outside(&self, link: &HostLink) -> bool {

@@ -147,6 +147,7 @@ impl Follower {
                 // Without what it takes, some servers refuse, and some answer with an error of their own.
                 Err(Stop::Failed(failure)) if matches!(failure.cause, Cause::Refused | Cause::Server) => {
                     debug!(kind = %self.kind, "{failure}; listing by pages");
+                    self.pages_only = failure.cause == Cause::Refused;
                 }
                 other => return other,
             }
@@ -165,10 +166,12 @@ impl Follower {
                 self.position = None;
                 self.path = self.kind.path().map(str::to_owned);
             }
-            Cause::Forbidden | Cause::Server | Cause::Other => {}
+            Cause::Forbidden | Cause::Server | Cause::Silent | Cause::Other => {}
         }
         // After a long break a server has forgotten what came in between, and a custom resource may go.
-        let is_usual = failure.cause == Cause::Expired || (failure.cause == Cause::NotFound && self.path.is_none());
+        // If a silent watch was a dead one, the next does not come up, and that is told.
+        let is_usual = matches!(failure.cause, Cause::Expired | Cause::Silent)
+            || (failure.cause == Cause::NotFound && self.path.is_none());
         if is_usual {
             debug!(kind = %self.kind, "{failure}");
         } else {
@@ -182,11 +185,12 @@ impl Follower {
                 warn!(kind = %self.kind, "{message}; trying again, what is known stays in force");
             }
         }
-        if !self.is_stale {
-            self.is_stale = true;
-            self.send(Update::Stale(self.kind)).await?;
-        }
-        Ok(())
+        self.grow_stale().await
+    }
+
+    /// Says, once, that what was heard may be old.
+    async fn grow_stale(&mut self) -> Result<(), Closed> {
+        if std::mem::replace(&mut self.is_stale, true) { Ok(()) } else { self.send(Update::Stale(self.kind)).await }
     }
 
     /// Asks which version of the custom resource there is. `None`: none.
@@ -375,7 +379,7 @@ impl Follower {
                 }
                 Err(_elapsed) => {
                     let message = format!("nothing was heard for {:?}, not even a bookmark", self.timing.silence);
-                    return Err(Failure::new(Cause::Other, message).into());
+                    return Err(Failure::new(Cause::Silent, message).into());
                 }
             };
             let Some(line) = line else {
@@ -384,6 +388,10 @@ impl Follower {
                     return Err(Failure::new(Cause::Other, "the API server ends each watch at once").into());
                 }
                 self.has_worked = true;
+                // Until the next one is up, a namespace may begin to be deleted, and policies with it.
+                if self.kind == Kind::Namespace {
+                    self.grow_stale().await?;
+                }
                 return Ok(None);
             };
             has_lines = true;

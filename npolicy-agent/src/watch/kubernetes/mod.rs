@@ -75,7 +75,7 @@ impl KubernetesWatch {
         for kind in Kind::ALL {
             followers.spawn(Follower::new(client.clone(), kind, timing, sender.clone(), board.clone()).run());
         }
-        Self { updates, waiting: Vec::new(), assembler: Assembler::default(), board, followers: followers }
+        Self { updates, waiting: Vec::new(), assembler: Assembler::default(), board, followers }
     }
 
     /// Waits until [`KubernetesWatch::take`] has something to look at. May be given up at any time and called again.

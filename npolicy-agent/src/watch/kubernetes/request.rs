@@ -79,6 +79,8 @@ pub(super) enum Cause {
     NotFound,
     /// This account may not do that.
     Forbidden,
+    /// A watch has said nothing for long: it may be dead, or its server sends no bookmarks.
+    Silent,
     /// Anything that may pass.
     Other,
 }

@@ -15,10 +15,15 @@ use super::message::{self, attributes, integer, number, text};
 /// Readings that were interrupted by changes are begun again this often.
 const ATTEMPTS: usize = 10;
 
+/// Bytes of a datagram of answers: the kernel makes none of more than 32 KiB unless a single answer is longer.
+const DATAGRAM: usize = 64 << 10;
+
 /// A socket for requests.
 pub(super) struct Dump {
     socket: Socket,
     sequence: u32,
+    /// For one datagram of answers.
+    answers: Vec<u8>,
 }
 
 /// An interface of some namespace, as far as it matters here.
@@ -33,7 +38,8 @@ pub(super) struct Link {
     pub(super) lower: Option<u32>,
     /// Where that one is, if elsewhere.
     pub(super) lower_netns_id: Option<i32>,
-    pub(super) bridge: Option<u32>,
+    /// What it is a port of: a bridge, or something that routes.
+    pub(super) master: Option<u32>,
     pub(super) mac: [u8; 6],
     /// Whether an XDP program is on it.
     pub(super) has_xdp: bool,
@@ -59,15 +65,16 @@ impl Dump {
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         socket.set_netlink_get_strict_chk(true)?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { socket, sequence: 0, answers: Vec::with_capacity(DATAGRAM) })
     }
 
     /// Interfaces by number, ours or those of the namespace with this number.
     pub(super) fn links(&mut self, netns_id: Option<i32>) -> io::Result<Vec<(u32, Link)>> {
         let mut request = vec![0; message::LINK_HEADER];
-        message::put(&mut request, message::IFLA_EXT_MASK, &message::RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
-        if let Some(netns_id) = netns_id {
-            message::put(&mut request, message::IFLA_TARGET_NETNSID, &netns_id.to_ne_bytes());
+        match netns_id {
+            None => message::put(&mut request, message::IFLA_EXT_MASK, &message::RTEXT_FILTER_SKIP_STATS.to_ne_bytes()),
+            // With a mask the kernel would first size up every interface here (`rtnl_calcit`), for each pod anew.
+            Some(netns_id) => message::put(&mut request, message::IFLA_TARGET_NETNSID, &netns_id.to_ne_bytes()),
         }
         self.dump(message::RTM_GETLINK, &request, |body| {
             let (header, rest) = body.split_at_checked(message::LINK_HEADER)?;
@@ -81,7 +88,7 @@ impl Dump {
                     message::IFLA_IFNAME => link.name = text(value),
                     message::IFLA_LINK => link.lower = number(value),
                     message::IFLA_LINK_NETNSID => link.lower_netns_id = integer(value),
-                    message::IFLA_MASTER => link.bridge = number(value).filter(|&master| master != 0),
+                    message::IFLA_MASTER => link.master = number(value).filter(|&master| master != 0),
                     // An interface whose address is not an Ethernet one has none that matters.
                     message::IFLA_ADDRESS => link.mac = value.try_into().unwrap_or_default(),
                     message::IFLA_LINKINFO => {
@@ -210,8 +217,11 @@ impl Dump {
         let mut found = Vec::new();
         let mut is_whole = true;
         loop {
-            let (datagram, _) = self.socket.recv_from_full()?;
-            for message in message::messages(&datagram) {
+            self.answers.clear();
+            if self.socket.recv(&mut self.answers, 0)? >= DATAGRAM {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer of more than 64 KiB"));
+            }
+            for message in message::messages(&self.answers) {
                 if message.sequence != self.sequence {
                     continue;
                 }

@@ -53,6 +53,9 @@ pub(super) const IFA_TARGET_NETNSID: u16 = 10;
 pub(super) const ROUTE_HEADER: usize = 12;
 pub(super) const RT_TABLE_MAIN: u8 = 254;
 const RTN_UNICAST: u8 = 1;
+/// Who made a route: somebody on the link, by ICMP.
+const RTPROT_REDIRECT: u8 = 1;
+const RTPROT_RA: u8 = 9;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_MULTIPATH: u16 = 9;
@@ -162,10 +165,13 @@ pub(super) fn address(bytes: &[u8]) -> Option<IpAddr> {
 }
 
 /// The ways out that a route names: one, or one for each of its next hops. None for a route of another table, one that
-/// leads nowhere, or to link-local or multicast addresses.
+/// leads nowhere, or to link-local or multicast addresses, and one that a pod may have made by advertising it.
 pub(super) fn route(body: &[u8]) -> Option<Vec<Route>> {
     let (header, rest) = body.split_at_checked(ROUTE_HEADER)?;
     if header[4] != RT_TABLE_MAIN || header[7] != RTN_UNICAST {
+        return None;
+    }
+    if matches!(header[5], RTPROT_REDIRECT | RTPROT_RA) {
         return None;
     }
     let find = |wanted| attributes(rest).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
@@ -206,5 +212,83 @@ pub(super) fn is_relevant(message: &Message<'_>) -> bool {
         }
         RTM_NEWROUTE | RTM_DELROUTE => route(message.body).is_some(),
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `struct rtmsg` of a unicast route of the main table, and attributes.
+    fn route_message(length: u8, protocol: u8, attributes: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut body = vec![libc::AF_INET as u8, length, 0, 0, RT_TABLE_MAIN, protocol, 0, RTN_UNICAST, 0, 0, 0, 0];
+        for (kind, value) in attributes {
+            put(&mut body, *kind, value);
+        }
+        body
+    }
+
+    fn ways(body: &[u8]) -> Vec<(String, u32)> {
+        route(body).unwrap_or_default().into_iter().map(|route| (route.to.to_string(), route.ifindex)).collect()
+    }
+
+    #[test]
+    fn a_route_leads_out_of_its_interface_or_of_each_of_its_next_hops() {
+        let host = route_message(32, 3, &[(RTA_DST, &[10, 1, 0, 5]), (RTA_OIF, &7_u32.to_ne_bytes())]);
+        assert_eq!(ways(&host), [("10.1.0.5/32".to_owned(), 7)]);
+        let default = route_message(0, 3, &[(RTA_OIF, &7_u32.to_ne_bytes())]);
+        assert_eq!(ways(&default), [("0.0.0.0/0".to_owned(), 7)]);
+        let hop = |ifindex: u32| {
+            let length = 16_u16.to_ne_bytes();
+            // An attribute with the hop's gateway follows each.
+            [&length[..], &[0, 0], &ifindex.to_ne_bytes(), &8_u16.to_ne_bytes(), &[5, 0, 10, 0, 0, 1]].concat()
+        };
+        let many = route_message(0, 3, &[(RTA_MULTIPATH, &[hop(7), hop(8)].concat())]);
+        assert_eq!(ways(&many), [("0.0.0.0/0".to_owned(), 7), ("0.0.0.0/0".to_owned(), 8)]);
+    }
+
+    #[test]
+    fn what_a_pod_can_advertise_and_what_is_of_the_link_is_no_route() {
+        let out = (RTA_OIF, &7_u32.to_ne_bytes()[..]);
+        assert_eq!(ways(&route_message(0, RTPROT_RA, &[out])), []);
+        assert_eq!(ways(&route_message(0, RTPROT_REDIRECT, &[out])), []);
+        assert_eq!(ways(&route_message(16, 2, &[(RTA_DST, &[169, 254, 0, 0]), out])), []);
+        let mut local = route_message(32, 2, &[(RTA_DST, &[10, 1, 0, 1]), out]);
+        local[7] = 2;
+        assert_eq!(ways(&local), []);
+        let mut other_table = route_message(32, 2, &[(RTA_DST, &[10, 1, 0, 1]), out]);
+        other_table[4] = 100;
+        assert_eq!(ways(&other_table), []);
+    }
+
+    #[test]
+    fn what_is_cut_off_ends_a_datagram() {
+        let whole = dump_request(RTM_GETLINK, 9, &[1, 2, 3, 4]);
+        let twice = [whole.clone(), whole.clone()].concat();
+        assert_eq!(messages(&twice).map(|message| message.body.to_vec()).collect::<Vec<_>>(), [[1, 2, 3, 4]; 2]);
+        for end in 0..whole.len() {
+            assert_eq!(messages(&whole[..end]).count(), 0, "{end}");
+        }
+        let mut nested = Vec::new();
+        put(&mut nested, 1, b"veth\0");
+        put(&mut nested, 2 | 0x8000, &[7]);
+        let found: Vec<(u16, Vec<u8>)> = attributes(&nested).map(|(kind, value)| (kind, value.to_vec())).collect();
+        assert_eq!(found, [(1, b"veth\0".to_vec()), (2, vec![7])]);
+        // A length below the header's own ends them, too.
+        assert_eq!(attributes(&[3, 0, 1, 0, 0, 0, 0, 0]).count(), 0);
+    }
+
+    #[test]
+    fn neighbours_matter_only_as_learned_forwarding_entries() {
+        let neighbour = |family: i32, state: u16| {
+            let mut body = vec![0; NEIGHBOUR_HEADER];
+            body[0] = family as u8;
+            body[8..10].copy_from_slice(&state.to_ne_bytes());
+            is_relevant(&Message { kind: RTM_NEWNEIGH, flags: 0, sequence: 0, body: &body })
+        };
+        assert!(neighbour(libc::AF_BRIDGE, 2));
+        assert!(!neighbour(libc::AF_BRIDGE, NUD_PERMANENT));
+        assert!(!neighbour(libc::AF_INET, 2));
+        assert!(!neighbour(libc::AF_INET6, 2));
     }
 }

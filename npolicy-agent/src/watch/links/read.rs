@@ -42,7 +42,7 @@ pub(super) fn read(dump: &mut Dump, known: &Links, moment: Instant) -> io::Resul
             // It got its number after the numbers were read.
             Entry::Vacant(place) => place.insert(Peers::read(dump, netns_id)?),
         };
-        let bridge = link.bridge.filter(|bridge| own.get(bridge).is_some_and(|bridge| bridge.kind == "bridge"));
+        let bridge = link.master.filter(|master| own.get(master).is_some_and(|master| master.kind != "vrf"));
         let is_same = |old: &&HostLink| (old.netns_id, old.peer_ifindex) == (netns_id, peer_ifindex);
         let first_seen = known.host.get(&ifindex).filter(is_same).map_or(moment, |old| old.first_seen);
         if let Some(bridge) = bridge {

@@ -40,14 +40,14 @@ pub(super) fn read_node(object: &At<'_>, report: &mut Report<'_>) -> Option<Node
     let metadata = read_metadata(object, "Node", Scope::Cluster, report)?;
     unknown_fields(object, TOP, &["status"], report);
     let mut pod_cidrs = Vec::new();
-    if let Some(spec) = object.get("spec").filter(|spec| report.expect_map(spec, NOT_READ)) {
-        if let Some(items) = spec.get("podCIDRs") {
-            for item in report.expect_list(&items, NOT_READ) {
-                match item.text().map(parse_cidr) {
-                    Some(Ok(block)) => pod_cidrs.push(block),
-                    Some(Err(problem)) => drop(report.broken(&item, NOT_READ, problem)),
-                    None => drop(report.broken(&item, NOT_READ, format!("must be text, not {}", item.value()))),
-                }
+    if let Some(spec) = object.get("spec").filter(|spec| report.expect_map(spec, NOT_READ))
+        && let Some(items) = spec.get("podCIDRs")
+    {
+        for item in report.expect_list(&items, NOT_READ) {
+            match item.text().map(parse_cidr) {
+                Some(Ok(block)) => pod_cidrs.push(block),
+                Some(Err(problem)) => drop(report.broken(&item, NOT_READ, problem)),
+                None => drop(report.broken(&item, NOT_READ, format!("must be text, not {}", item.value()))),
             }
         }
     }

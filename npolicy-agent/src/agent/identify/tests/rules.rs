@@ -343,13 +343,20 @@ fn without_pod_ranges_no_bridge_is_foreign() {
 }
 
 #[test]
-fn a_default_route_out_of_a_pods_interface_does_not_free_the_pod() {
+fn what_is_a_pods_is_not_foreign_unless_it_is_excluded() {
     let mut world = World::new();
-    world.veth(7, "10.1.0.5");
+    // Some plugins put the node's address on every pod's interface.
+    world.veth(7, "10.1.0.5").host_addresses = addresses("192.168.0.1");
+    world.check("7 foreign");
     world.upsert(pod("a", "10.1.0.5"));
     world.check("7 a");
+    // What a pod makes of its interface's other end does not free it, nor does its own end.
     world.link(7).routes = blocks("0.0.0.0/0 10.1.0.5/32");
     world.check("7 a");
+    world.delete("a");
+    world.check("7 ?");
+    world.exclude = vec!["veth7".into()];
+    world.check("7 foreign");
 }
 
 #[test]

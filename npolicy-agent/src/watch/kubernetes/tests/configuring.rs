@@ -105,7 +105,7 @@ async fn a_server_that_cannot_be_reached_is_told_and_asked_again() {
     let mut watch = KubernetesWatch::start(KubernetesConfig { kubeconfig: Some(path), context: None }).await.unwrap();
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
     while watch.health().iter().any(|health| health.trouble.is_none()) {
-        let _nothing = tokio::time::timeout_at(deadline, watch.changed()).await.expect("it complains");
+        tokio::time::timeout_at(deadline, watch.changed()).await.expect("it complains");
         watch.take(&crate::model::ClusterState::default());
     }
     for health in watch.health() {
