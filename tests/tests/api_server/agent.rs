@@ -191,7 +191,8 @@ fn what_cannot_be_represented_is_named_and_opens_nothing() {
 fn policies_of_a_namespace_that_is_being_deleted_stay_until_it_is_gone() {
     let Some(world) = World::start() else { return };
     world.server.delete(Kind::Namespace, "", "shop");
-    // As the controller does: policies before pods.
+    // As the controller does, which hears of the namespace first: policies before pods.
+    thread::sleep(MEANWHILE / 4);
     world.server.delete(Kind::NetworkPolicy, "shop", "db");
     thread::sleep(2 * MEANWHILE);
     world.check(&AT_START);
@@ -246,7 +247,7 @@ fn a_server_that_was_restored_from_a_backup_is_believed() {
         world.server.edit(Kind::Namespace, "", "other", |it| it["metadata"]["labels"]["n"] = number.to_string().into());
     }
     world.server.restore(&backup);
-    world.eventually(Duration::from_secs(130), &AT_START);
+    world.eventually(PATIENCE, &AT_START);
     world.server.apply(allow("db", &["guest"]));
     world.eventually(PATIENCE, &[("shop/web", "shop/db", DENY), ("shop/guest", "shop/db", ACCEPT)]);
 }
