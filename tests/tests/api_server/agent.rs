@@ -7,7 +7,7 @@ use npolicy_agent::rig::Outcome;
 use npolicy_tests::api_server::{Fault, Kind, Scope, Verb};
 use serde_json::json;
 
-use crate::world::{AT_START, PATIENCE, World, allow, deny_all};
+use crate::world::{AT_START, PATIENCE, PODS, World, allow, deny_all};
 
 const ACCEPT: Outcome = Outcome::Accept;
 const DENY: Outcome = Outcome::Deny;
@@ -197,6 +197,10 @@ fn policies_of_a_namespace_that_is_being_deleted_stay_until_it_is_gone() {
     thread::sleep(2 * MEANWHILE);
     world.check(&AT_START);
     assert_eq!(world.published().map(|ready| ready.policies), Some(1));
+    let pods = PODS.iter().filter_map(|(pod, _)| pod.strip_prefix("shop/"));
+    pods.for_each(|pod| world.server.delete(Kind::Pod, "shop", pod));
+    // Nobody knows whose their interfaces are now; the controller ends the namespace when it has seen all this.
+    world.wait_published(|ready| ready.identified == 1);
     world.server.end_namespace("shop");
     world.wait_published(|ready| ready.policies == 0);
     let denied = [("shop/guest", "shop/db", DENY), ("other/client", "shop/db", DENY)];
