@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::compile::{Changes, Compiler, Scope};
 use crate::datapath::{Datapath, DatapathConfig, DatapathError, Degraded, PublishReport, Settling};
@@ -35,7 +35,7 @@ mod denial;
 mod endpoints;
 mod files;
 mod health;
-pub mod identify;
+mod identify;
 
 /// How often denials are read from the ring buffer.
 const EVENTS_EVERY: Duration = Duration::from_millis(20);
@@ -295,12 +295,12 @@ impl Agent {
                     }
                     return;
                 }
+                if events.is_empty() {
+                    return;
+                }
                 events
             }
         };
-        if events.is_empty() {
-            return;
-        }
         let undo = events.into_iter().filter_map(|event| self.state.change(event)).collect();
         self.compile_changes(undo, started);
         self.identify();
@@ -345,7 +345,7 @@ impl Agent {
         for diagnostic in changes.claimed.iter().filter_map(|&address| self.state.diagnose_address(address)) {
             warn!("{diagnostic}");
         }
-        info!(
+        debug!(
             objects = undo.len(),
             addresses = changes.addresses.len(),
             subjects = changes.subjects.len(),
@@ -465,7 +465,7 @@ impl Agent {
         self.ready.policies = self.state.policies().count();
         (self.ready.findings, self.ready.manifests) = self.findings();
         self.write_ready();
-        info!("no verdict differs: nothing to publish");
+        debug!("no verdict differs: nothing to publish");
     }
 
     /// Remembers what is in force from now on, and says of each pod that changed which policies select it.

@@ -3,6 +3,7 @@
 pub mod api_server;
 pub mod cases;
 pub mod dynamic;
+pub mod e2e;
 pub mod oracle;
 pub mod scenarios;
 pub mod worlds;

@@ -4,6 +4,7 @@ mod bench;
 mod ci;
 mod cluster;
 mod demo;
+mod e2e;
 mod ebpf;
 mod image;
 mod kind;
@@ -12,6 +13,7 @@ mod object;
 mod process;
 mod report;
 mod setup;
+mod suites;
 mod test;
 mod tidy;
 mod verifier;
@@ -48,6 +50,8 @@ enum Command {
     Cluster(cluster::Args),
     /// Run a cluster of two nodes by kind, on a machine with docker
     Kind(kind::Args),
+    /// Install npolicy on a real cluster and test it there: our scenarios, Kubernetes' own suite, restarts, drop lines
+    E2e(e2e::Args),
     /// Load the BPF object and hold the instructions that the verifier walks against their budgets
     Verifier,
     /// Measure what a packet costs, beside the kernel's own units
@@ -66,6 +70,7 @@ fn main() -> ExitCode {
         Command::Image => image::run(),
         Command::Cluster(args) => cluster::run(&args),
         Command::Kind(args) => kind::run(&args),
+        Command::E2e(args) => e2e::run(&args),
         Command::Verifier => verifier::run(),
         Command::Bench(args) => bench::run(&args),
         Command::Tidy => tidy::run(),

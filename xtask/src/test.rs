@@ -15,7 +15,7 @@ use anyhow::{Context as _, bail};
 use crate::{
     ebpf, process,
     report::{Outcome, Report, Totals},
-    setup, workspace,
+    setup, suites, workspace,
 };
 
 /// By how much `--long` multiplies the worlds.
@@ -73,6 +73,7 @@ pub(crate) fn steps(args: &Args, report: &mut Report) {
     report.add(totals);
     if args.filter.is_none() {
         report.counted_step("BPF object", object_step);
+        suites::steps(required(), report);
     }
 }
 

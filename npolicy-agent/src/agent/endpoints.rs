@@ -67,12 +67,23 @@ impl Agent {
             }
         }
         for link in &pods {
-            self.enroll(link, enrolled.binary_search(&link.ifindex).is_ok());
+            let is_enrolled = enrolled.binary_search(&link.ifindex).is_ok();
+            if is_enrolled || self.may_enroll(link) {
+                self.enroll(link, is_enrolled);
+            }
         }
         self.occupants = match decisions {
             Some(decisions) => Occupants::decided(decisions),
             None => self.occupants_of(&links),
         };
+    }
+
+    /// Whether an interface may get programs now. Until the node's own object was read nobody knows its addresses, and
+    /// where an earlier agent ended the time in which unidentified pods are accepted, its way to the API server must not be
+    /// closed: an interface to a whole network is then left alone.
+    fn may_enroll(&self, link: &HostLink) -> bool {
+        let is_network = |route: &ipnet::IpNet| route.prefix_len() < route.max_prefix_len();
+        !self.is_waiting || self.datapath.accepts_unidentified() || !link.routes.iter().any(is_network)
     }
 
     fn enroll(&mut self, link: &HostLink, is_enrolled: bool) {

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
+use tracing_subscriber::EnvFilter;
+
 use crate::agent::{Agent, Config, Source, Unidentified};
 use crate::cli::exit;
 use crate::observe::Format;
@@ -161,8 +163,13 @@ fn may_load_programs() -> bool {
 /// Log lines go to standard error, filtered by NPOLICY_LOG (`info` by default); drop lines are data and go elsewhere. What
 /// the API server answers is told by the watch, once for each change.
 fn start_logging() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("NPOLICY_LOG")
-        .unwrap_or_else(|_unset_or_invalid| tracing_subscriber::EnvFilter::new("info,kube_client=off"));
+    let wanted = std::env::var("NPOLICY_LOG").unwrap_or_default();
+    let filter = EnvFilter::try_new(&wanted).ok().filter(|_| !wanted.is_empty());
+    let filter = filter.unwrap_or_else(|| EnvFilter::new("info"));
+    let filter = match wanted.contains("kube_client") {
+        true => filter,
+        false => filter.add_directive("kube_client=off".parse().expect("a directive")),
+    };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -6,7 +6,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Stdio,
     thread,
     time::{Duration, Instant},
 };
@@ -14,15 +14,11 @@ use std::{
 use anyhow::{Context as _, bail};
 use sha2::{Digest as _, Sha256};
 
-use super::{command, machine, node::CNI_PLUGINS};
+use super::{command, go::Go, machine, node::CNI_PLUGINS};
 use crate::{process, setup, workspace};
 
 /// The release, as in go.mod.
 pub(super) const KUBERNETES: &str = "1.36.1";
-/// The Go that this release wants.
-const GO_MINOR: u32 = 26;
-/// The first Go that fetches a newer one by itself.
-const GO_MINOR_THAT_FETCHES: u32 = 21;
 /// How often a long step says that it is still there.
 const PROGRESS: Duration = Duration::from_secs(15);
 
@@ -212,7 +208,7 @@ fn build(go: &Go, target: &Target) -> anyhow::Result<()> {
 }
 
 /// The folder of go.mod.
-fn module() -> PathBuf {
+pub(super) fn module() -> PathBuf {
     workspace::root().join("xtask/cluster")
 }
 
@@ -246,85 +242,9 @@ pub(super) fn kubernetes_sources() -> anyhow::Result<PathBuf> {
     Ok(command::quiet(&mut command)?.trim().into())
 }
 
-/// A Go that can build Kubernetes.
-struct Go {
-    path: PathBuf,
-    /// Whether it has to fetch a newer one of itself.
-    fetches: bool,
-}
-
-impl Go {
-    fn find() -> anyhow::Result<Self> {
-        let elsewhere =
-            (GO_MINOR_THAT_FETCHES..=GO_MINOR + 4).rev().map(|minor| format!("/usr/lib/go-1.{minor}/bin/go"));
-        let paths = command::find("go").into_iter().chain([PathBuf::from("/usr/local/go/bin/go")]);
-        let paths: Vec<_> =
-            paths.chain(elsewhere.map(PathBuf::from)).filter(|path| process::is_program(path)).collect();
-        let mut found = Vec::new();
-        for path in paths {
-            let version = process::answer(Command::new(&path).arg("version").env("GOTOOLCHAIN", "local"));
-            let Some(minor) = version.as_deref().and_then(minor) else { continue };
-            if minor >= GO_MINOR {
-                return Ok(Self { path, fetches: false });
-            }
-            found.push((minor, path));
-        }
-        match found.into_iter().max() {
-            Some((minor, path)) if minor >= GO_MINOR_THAT_FETCHES => {
-                eprintln!("{} is 1.{minor}: it fetches Go 1.{GO_MINOR} through the module proxy", path.display());
-                Ok(Self { path, fetches: true })
-            }
-            old => bail!("{}", advice(old.map(|(minor, _)| minor))),
-        }
-    }
-
-    /// It, in the folder of our module.
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.path);
-        command.current_dir(module()).env("CGO_ENABLED", "0").env("GOFLAGS", "").env("GOWORK", "off");
-        command.env("GOTOOLCHAIN", if self.fetches { "auto" } else { "local" });
-        command
-    }
-}
-
-/// The minor of what `go version` prints, `go version go1.26.8 linux/amd64`.
-fn minor(version: &str) -> Option<u32> {
-    let version = version.split_whitespace().find_map(|word| word.strip_prefix("go1."))?;
-    version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
-
-/// The command to copy first, then why.
-fn advice(old: Option<u32>) -> String {
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
-    let found = old.map_or_else(|| "there is none here".to_owned(), |minor| format!("there is only 1.{minor} here"));
-    format!(
-        "curl -fsSL https://go.dev/dl/go1.26.8.linux-{architecture}.tar.gz | sudo tar -C /usr/local -xz\n\
-         run the line above: building Kubernetes {KUBERNETES} needs Go 1.{GO_MINOR}, or Go 1.{GO_MINOR_THAT_FETCHES} or \
-         newer that may fetch it (Debian 12 has one in bookworm-backports); {found}"
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_version_of_a_go_is_told() {
-        assert_eq!(minor("go version go1.26.8 linux/amd64"), Some(26));
-        assert_eq!(minor("go version go1.27rc1 linux/arm64"), Some(27));
-        assert_eq!(minor("go version devel +a1b2c3 linux/amd64"), None);
-    }
-
-    #[test]
-    fn without_go_the_first_line_is_the_command_to_copy() {
-        let told = advice(Some(19));
-        assert!(told.starts_with("curl -fsSL https://go.dev/dl/go1."), "{told}");
-        assert!(told.ends_with("there is only 1.19 here"), "{told}");
-    }
 
     #[test]
     fn the_release_is_the_one_in_go_mod() {

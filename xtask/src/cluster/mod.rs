@@ -18,6 +18,7 @@ mod crd;
 mod daemon;
 mod files;
 mod forward;
+mod go;
 mod guard;
 mod images;
 mod machine;
@@ -133,7 +134,7 @@ enum Command {
 /// It could not be done, and why.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
-        Command::Build => build_all(),
+        Command::Build => build(),
         Command::Up { options, cnp } => {
             up(options)?;
             cnp.map_or(Ok(()), crd::apply)
@@ -166,12 +167,26 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
+/// Whether everything that a cluster is made of was built here.
+pub(crate) fn is_built() -> bool {
+    machine::binary("kube-apiserver").exists() && machine::root().join("e2e.test").exists()
+}
+
+/// Adds the API of ClusterNetworkPolicy to the running cluster.
+///
+/// # Errors
+///
+/// It cannot be fetched, or the API server refuses it.
+pub(crate) fn add_cnp(channel: Channel) -> anyhow::Result<()> {
+    crd::apply(channel)
+}
+
 /// Gets everything that a cluster is made of.
 ///
 /// # Errors
 ///
 /// Something is missing that this user may not install, with the command to copy; or a program does not build.
-fn build_all() -> anyhow::Result<()> {
+pub(crate) fn build() -> anyhow::Result<()> {
     build::all()?;
     images::write()
 }
@@ -185,7 +200,7 @@ fn build_all() -> anyhow::Result<()> {
 pub(crate) fn up(options: &Options) -> anyhow::Result<()> {
     needs_root("a cluster makes namespaces and mounts")?;
     check_machine(options)?;
-    build_all()?;
+    build()?;
     let _lock = state::lock()?;
     let begin = Instant::now();
     let told = |what: &str| eprintln!("{what} after {:.1} s", begin.elapsed().as_secs_f64());
