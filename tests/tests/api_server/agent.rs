@@ -141,12 +141,13 @@ fn an_empty_list_after_an_error_is_not_taken_for_the_truth() {
     for kind in [Kind::NetworkPolicy, Kind::Namespace, Kind::Pod] {
         let before = world.server.asked().len();
         world.server.faults().add_times(reading(&[kind]), Fault::RefuseStreaming, 1);
-        world.server.faults().add_times(reading(&[kind]), Fault::EmptyList, 1);
+        let lie = world.server.faults().add_times(reading(&[kind]), Fault::EmptyList, 1);
         world.server.faults().add_times(reading(&[kind]), status(410), 1);
         world.server.cut_connections();
         world.wait_asked(before, &[kind]);
         thread::sleep(2 * MEANWHILE);
         world.check(&AT_START);
+        assert_eq!(world.server.faults().happened(lie), 1, "{kind:?}");
         world.server.faults().clear();
     }
 }

@@ -82,6 +82,24 @@ fn go_on(world: &World, number: u64) {
     server.apply(allow("nobody", if number.is_multiple_of(2) { &["web"] } else { &["guest"] }));
 }
 
+// A judge that cannot say no is none.
+#[test]
+fn probes_notice_an_opening_and_a_loss() {
+    let Some(world) = World::start() else { return };
+    let traffic = Traffic::start(&world, &ALWAYS);
+    world.server.apply(allow("db", &["guest"]));
+    world.eventually(PATIENCE, &[("shop/web", "shop/db", DENY), ("shop/guest", "shop/db", ACCEPT)]);
+    world.server.apply(allow("db", &["web"]));
+    world.eventually(PATIENCE, &ALWAYS);
+    let (_, wrong) = traffic.end();
+    let says =
+        |from: &str, what: &str| wrong.iter().filter(|line| line.starts_with(from) && line.contains(what)).count();
+    let families = world.node.families().len();
+    assert_eq!(says("shop/guest to shop/db", "delivered, the first"), families, "{wrong:?}");
+    assert_eq!(says("shop/web to shop/db", "lost, the first"), families, "{wrong:?}");
+    assert_eq!(wrong.len(), 2 * families, "{wrong:?}");
+}
+
 #[test]
 fn an_hour_of_faults_changes_no_verdict() {
     let Some(mut world) = World::start() else { return };

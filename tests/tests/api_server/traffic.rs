@@ -66,6 +66,13 @@ impl Traffic {
     /// If one that may not pass arrived, or one that may did not.
     #[track_caller]
     pub(crate) fn stop(self) -> Counts {
+        let (counts, wrong) = self.end();
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        counts
+    }
+
+    /// Stops, and says how many probes of each outcome there were and what went wrong with them, a line each.
+    pub(crate) fn end(self) -> (Counts, Vec<String>) {
         self.stop.store(true, Ordering::Relaxed);
         let mut counts = Counts::default();
         let mut wrong = Vec::new();
@@ -95,8 +102,7 @@ impl Traffic {
                 Err(error) => wrong.push(format!("{what}: a running connection: {error}")),
             }
         }
-        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-        counts
+        (counts, wrong)
     }
 }
 
