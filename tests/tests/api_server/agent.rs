@@ -61,6 +61,11 @@ fn an_outage_keeps_verdicts_and_what_changed_meanwhile_comes_after_it() {
         world.server.apply(allow("db", &["guest"]));
         world.server.compact();
         world.wait_log(&["WARN", "Pod", "trying again"]);
+        let before = world.log().lines().count();
+        thread::sleep(3 * MEANWHILE);
+        let lines = world.log().lines().count() - before;
+        // Each of the seven watches may say once more what goes wrong, as it goes wrong otherwise.
+        assert!(lines <= 14, "{lines} lines while nothing happens:\n{}", world.log());
         world.check(&AT_START);
         if is_restarted {
             world.kill_agent();
