@@ -99,6 +99,8 @@ fn cluster_policies_are_obeyed_as_long_as_their_crd_is_there() {
         world.wait_asked(before, &[Kind::ClusterNetworkPolicy]);
         thread::sleep(MEANWHILE);
         world.check(&denied);
+        // It is told with its kind, and not again at each try.
+        assert!(!world.log().contains("ERROR failed with status"), "{}", world.log());
         world.server.faults().remove(fault);
     }
     // A version that nobody here knows may say anything.
