@@ -35,7 +35,7 @@ use rustc_hash::FxHashMap;
 use crate::model::{ClusterState, Event, PodKey};
 use crate::watch::links::Links;
 
-pub use finding::Finding;
+pub use finding::{Finding, Mismatch};
 pub use foreign::Foreign;
 
 use claims::{LocalPods, Origin};

@@ -59,6 +59,8 @@ pub(super) struct Follower {
     path: Option<String>,
     /// The resource version up to which everything was heard; `None`: there must be a list first.
     position: Option<String>,
+    /// Whether the server may have gone back behind the position.
+    is_doubted: bool,
     /// Whether the server has refused to stream a list.
     pages_only: bool,
     /// Whether there ever was an object: then an empty list is asked for twice.
@@ -81,6 +83,7 @@ impl Follower {
             board,
             path: kind.path().map(str::to_owned),
             position: None,
+            is_doubted: false,
             pages_only: false,
             had_objects: false,
             is_stale: false,
@@ -166,7 +169,9 @@ impl Follower {
                 self.position = None;
                 self.path = self.kind.path().map(str::to_owned);
             }
-            Cause::Forbidden | Cause::Server | Cause::Silent | Cause::Other => {}
+            // A server that is restored breaks off every watch.
+            Cause::Silent | Cause::Other => self.is_doubted = true,
+            Cause::Forbidden | Cause::Server => {}
         }
         // After a long break a server has forgotten what came in between, and a custom resource may go.
         // If a silent watch was a dead one, the next does not come up, and that is told.
@@ -356,6 +361,13 @@ impl Follower {
         let position = self.position.as_deref().unwrap_or_default();
         let mut query = String::from("&resourceVersion=");
         escape(position, &mut query);
+        if self.is_doubted {
+            // To a watch that is ahead of it, a server that was restored from a backup says nothing. It refuses a list that is
+            // to be as new as that (`storage/errors.go`, v1.33), which the smallest one shows.
+            get_all(&self.client, &format!("{path}?limit=1&resourceVersionMatch=NotOlderThan{query}"), &self.timing)
+                .await?;
+            self.is_doubted = false;
+        }
         let response = get(&self.client, &self.watch_path(path, &query), &self.timing).await?;
         self.follow(Lines::new(response)).await
     }
