@@ -142,10 +142,7 @@ impl Identifier {
                 }
                 // Whose it was stays known as long as it is there: it can never be another pod's.
                 Some(
-                    Decision::Candidates(_)
-                    | Decision::Unidentified
-                    | Decision::Contradicted
-                    | Decision::Foreign(_),
+                    Decision::Candidates(_) | Decision::Unidentified | Decision::Contradicted | Decision::Foreign(_),
                 )
                 | None => {}
             }

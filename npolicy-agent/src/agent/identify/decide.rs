@@ -164,8 +164,8 @@ impl<'a> Pass<'a> {
                 let was_its = memory.owner.as_ref().is_some_and(|owner| owner.0 == *pod && self.is_alive(owner));
                 was_its || line.contains(address)
             };
-            let is_contradicted = claims.mismatches.iter().any(|&(_, forbids)| forbids)
-                && !claims.proven.iter().any(is_its_own);
+            let is_contradicted =
+                claims.mismatches.iter().any(|&(_, forbids)| forbids) && !claims.proven.iter().any(is_its_own);
             let mut owner = if is_contradicted { None } else { self.choose(link, memory, &claims) };
             let kept = if is_contradicted { None } else { self.keeps(memory) };
             for (mismatch, _) in claims.mismatches {

@@ -71,6 +71,8 @@ pub(super) struct Follower {
     has_worked: bool,
     /// How often it was said in a row that there is no such kind; after the second time it says nothing new.
     absences: u8,
+    /// Whether [`Update::Unreadable`] was sent.
+    is_unreadable: bool,
 }
 
 impl Follower {
@@ -89,6 +91,7 @@ impl Follower {
             is_stale: false,
             has_worked: false,
             absences: 0,
+            is_unreadable: false,
         }
     }
 
@@ -199,7 +202,7 @@ impl Follower {
     }
 
     /// Asks which version of the custom resource there is. `None`: none.
-    async fn discover(&mut self) -> Result<Option<String>, Failure> {
+    async fn discover(&mut self) -> Result<Option<String>, Stop> {
         #[derive(Deserialize)]
         struct Group {
             versions: Vec<Version>,
@@ -221,7 +224,7 @@ impl Follower {
         let group: Group = match get_all(&self.client, &path, &self.timing).await {
             Ok(body) => serde_json::from_slice(&body).map_err(|error| unreadable(&path, error))?,
             Err(failure) if failure.cause == Cause::NotFound => return Ok(None),
-            Err(failure) => return Err(failure),
+            Err(failure) => return Err(failure.into()),
         };
         let mut others = Vec::new();
         let known = CLUSTER_POLICY_VERSIONS.iter().filter_map(|version| version.split('/').nth(1));
@@ -241,7 +244,7 @@ impl Follower {
             let resources: Resources = match get_all(&self.client, &path, &self.timing).await {
                 Ok(body) => serde_json::from_slice(&body).map_err(|error| unreadable(&path, error))?,
                 Err(failure) if failure.cause == Cause::NotFound => continue,
-                Err(failure) => return Err(failure),
+                Err(failure) => return Err(failure.into()),
             };
             if !resources.resources.iter().any(|resource| resource.name == CLUSTER_POLICY_RESOURCE) {
                 continue;
@@ -255,12 +258,15 @@ impl Follower {
             return Ok(None);
         }
         // There are such policies, and nobody here can say what they mean.
+        if !std::mem::replace(&mut self.is_unreadable, true) {
+            self.send(Update::Unreadable(self.kind)).await?;
+        }
         let message = format!(
             "the API server has ClusterNetworkPolicy in {} alone, expected one of {}; install a newer npolicy",
             others.join(", "),
             CLUSTER_POLICY_VERSIONS.join(", ")
         );
-        Err(Failure::new(Cause::Other, message))
+        Err(Failure::new(Cause::Other, message).into())
     }
 
     /// A list as the beginning of a watch (`sendInitialEvents`, since v1.27).
