@@ -47,8 +47,7 @@ impl Agent {
         let (pods, foreign): (Vec<_>, Vec<_>) = links.host.values().partition(|link| is_pods(link));
         let pods: Vec<HostLink> = pods.into_iter().cloned().collect();
         // From manifests alone nobody can say that an interface which was a pod's is none.
-        let foreign: BTreeSet<u32> =
-            foreign.iter().map(|link| link.ifindex).filter(|_| decisions.is_some()).collect();
+        let foreign: BTreeSet<u32> = foreign.iter().map(|link| link.ifindex).filter(|_| decisions.is_some()).collect();
         let enrolled = self.datapath.interfaces();
         for &ifindex in &enrolled {
             let what = match links.host.contains_key(&ifindex) {

@@ -28,7 +28,8 @@ impl Faults {
         for degraded in &report.degraded {
             let (pod, direction) = (&degraded.pod, degraded.direction);
             let instead = degraded.instead;
-            self.publish.push(format!("{pod}: its {direction:?} ruleset does not fit ({}): {instead:?}", degraded.full));
+            self.publish
+                .push(format!("{pod}: its {direction:?} ruleset does not fit ({}): {instead:?}", degraded.full));
         }
         self.publish.extend(report.unfit.iter().map(|block| format!("addresses of {block} do not fit the tables")));
         if report.numbers_missing > 0 {
@@ -37,8 +38,7 @@ impl Faults {
     }
 
     pub(super) fn note_verify(&mut self, faults: &[Fault]) {
-        let is_unhealed =
-            |fault: &&Fault| fault.unhealed.is_some() || matches!(fault.problem, Problem::Contested(_));
+        let is_unhealed = |fault: &&Fault| fault.unhealed.is_some() || matches!(fault.problem, Problem::Contested(_));
         let unhealed = faults.iter().filter(is_unhealed);
         self.attachment = unhealed.map(ToString::to_string).collect();
     }
@@ -52,7 +52,8 @@ impl Agent {
             problems.extend(cluster.problems());
             if !self.is_waiting {
                 let findings = cluster.identifier.findings().iter();
-                problems.extend(findings.filter(|finding| finding.severity() >= Severity::Error).map(ToString::to_string));
+                problems
+                    .extend(findings.filter(|finding| finding.severity() >= Severity::Error).map(ToString::to_string));
             }
         }
         if self.is_waiting {
