@@ -111,7 +111,10 @@ impl Scene {
         let mut of = |role: &str| -> anyhow::Result<Vec<String>> {
             ["n1", "n2"].into_iter().map(|node| stage.pod(role, node)).collect()
         };
-        let (friends, strangers, servers, controls) = (of("friend")?, of("stranger")?, of("server")?, of("control")?);
+        let (friends, strangers, servers) = (of("friend")?, of("stranger")?, of("server")?);
+        let mut controls = of("control")?;
+        // While one node restarts, the other has two.
+        controls.push(stage.pod("second-control", "n1")?);
         let role = |role: &str| json!({"matchLabels": {"role": role}});
         stage.policy(
             "servers",

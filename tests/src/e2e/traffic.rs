@@ -63,7 +63,7 @@ impl Flow {
 pub(super) fn flows(live: &Live, from: &[String], to: &[String], port: u16, must: Must) -> anyhow::Result<Vec<Flow>> {
     let mut flows = Vec::new();
     for from in from {
-        for to in to {
+        for to in to.iter().filter(|to| *to != from) {
             for &address in &live.pod(to)?.addresses {
                 let (from, to) = (from.clone(), to.clone());
                 flows.push(Flow { from, to, at: SocketAddr::new(address, port), must });
