@@ -35,7 +35,7 @@ mod denial;
 mod endpoints;
 mod files;
 mod health;
-mod identify;
+pub mod identify;
 
 /// How often denials are read from the ring buffer.
 const EVENTS_EVERY: Duration = Duration::from_millis(20);
