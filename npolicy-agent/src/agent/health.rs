@@ -28,7 +28,8 @@ impl Faults {
         for degraded in &report.degraded {
             let (pod, direction) = (&degraded.pod, degraded.direction);
             let instead = degraded.instead;
-            self.publish.push(format!("{pod}: its {direction:?} ruleset does not fit ({}): {instead:?}", degraded.full));
+            self.publish
+                .push(format!("{pod}: its {direction:?} ruleset does not fit ({}): {instead:?}", degraded.full));
         }
         self.publish.extend(report.unfit.iter().map(|block| format!("addresses of {block} do not fit the tables")));
         if report.numbers_missing > 0 {
@@ -37,8 +38,7 @@ impl Faults {
     }
 
     pub(super) fn note_verify(&mut self, faults: &[Fault]) {
-        let is_unhealed =
-            |fault: &&Fault| fault.unhealed.is_some() || matches!(fault.problem, Problem::Contested(_));
+        let is_unhealed = |fault: &&Fault| fault.unhealed.is_some() || matches!(fault.problem, Problem::Contested(_));
         let unhealed = faults.iter().filter(is_unhealed);
         self.attachment = unhealed.map(ToString::to_string).collect();
     }
@@ -48,11 +48,15 @@ impl Agent {
     /// Tells the probes whether the policies are in force: everything was read, published and attached, and nobody is silent.
     pub(super) fn report_health(&mut self) {
         let mut problems = Vec::new();
+        // The watches tell of theirs when they begin; as lines here they differ each second by how long ago that was.
+        let mut told = 0;
         if let Feed::Cluster(cluster) = &self.feed {
             problems.extend(cluster.problems());
+            told = problems.len();
             if !self.is_waiting {
                 let findings = cluster.identifier.findings().iter();
-                problems.extend(findings.filter(|finding| finding.severity() >= Severity::Error).map(ToString::to_string));
+                problems
+                    .extend(findings.filter(|finding| finding.severity() >= Severity::Error).map(ToString::to_string));
             }
         }
         if self.is_waiting {
@@ -61,7 +65,7 @@ impl Agent {
             problems.push("nothing was published yet".to_owned());
         }
         problems.extend(self.faults.publish.iter().chain(&self.faults.attachment).cloned());
-        for problem in problems.iter().filter(|problem| !self.faults.said.contains(problem)) {
+        for problem in problems.iter().skip(told).filter(|problem| !self.faults.said.contains(problem)) {
             warn!("not ready: {problem}");
         }
         let is_ready = problems.is_empty();

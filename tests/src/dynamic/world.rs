@@ -13,8 +13,8 @@ use ipnet::IpNet;
 use npolicy_agent::model::PodKey;
 use npolicy_agent::observe::Format;
 use npolicy_agent::rig::{
-    AgentOptions, AgentProcess, AgentSource, BpfFs, Cluster, Layout, Namespace, Node, NodeSettings, Pod, PodSettings, Protocol,
-    Translation,
+    AgentOptions, AgentProcess, AgentSource, BpfFs, Cluster, Layout, Namespace, Node, NodeSettings, Pod, PodSettings,
+    Protocol, Translation,
 };
 use npolicy_common::Family;
 use serde_json::{Value, json};

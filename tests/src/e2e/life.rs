@@ -53,6 +53,8 @@ struct Scene {
     friends: Vec<String>,
     strangers: Vec<String>,
     servers: Vec<String>,
+    /// No policy selects these.
+    controls: Vec<String>,
 }
 
 /// Does everything to a cluster that it can be made to suffer, and says what cannot be done to it.
@@ -110,6 +112,9 @@ impl Scene {
             ["n1", "n2"].into_iter().map(|node| stage.pod(role, node)).collect()
         };
         let (friends, strangers, servers) = (of("friend")?, of("stranger")?, of("server")?);
+        let mut controls = of("control")?;
+        // While one node restarts, the other has two.
+        controls.push(stage.pod("second-control", "n1")?);
         let role = |role: &str| json!({"matchLabels": {"role": role}});
         stage.policy(
             "servers",
@@ -125,7 +130,7 @@ impl Scene {
                 "egress": [{"to": [{"podSelector": role("server")}]}],
             }),
         )?;
-        let mut scene = Self { live, stage, friends, strangers, servers };
+        let mut scene = Self { live, stage, friends, strangers, servers, controls };
         scene.live.enter(&scene.stage.objects, &BTreeSet::new()).await?;
         scene.serve().await?;
         Ok(scene)
@@ -133,7 +138,8 @@ impl Scene {
 
     async fn serve(&mut self) -> anyhow::Result<()> {
         let ports = BTreeSet::from([(Protocol::Tcp, OPEN), (Protocol::Tcp, CLOSED)]);
-        let wanted: BTreeMap<_, _> = self.servers.iter().map(|server| (server.clone(), ports.clone())).collect();
+        let serving = self.servers.iter().chain(&self.controls);
+        let wanted: BTreeMap<_, _> = serving.map(|server| (server.clone(), ports.clone())).collect();
         self.live.serve(&wanted).await
     }
 
@@ -142,7 +148,9 @@ impl Scene {
         let meant = |keys: &'_ [String]| -> Vec<String> { keys.iter().filter(|key| is_meant(key)).cloned().collect() };
         let (friends, strangers, servers) = (meant(&self.friends), meant(&self.strangers), meant(&self.servers));
         let live = &self.live;
-        let mut all = flows(live, &friends, &servers, OPEN, Must::Live)?;
+        let controls = meant(&self.controls);
+        let mut all = flows(live, &controls, &controls, OPEN, Must::Control)?;
+        all.extend(flows(live, &friends, &servers, OPEN, Must::Live)?);
         all.extend(flows(live, &friends, &servers, OPEN, Must::Reach)?);
         all.extend(flows(live, &friends, &servers, CLOSED, Must::Fail)?);
         all.extend(flows(live, &strangers, &servers, OPEN, Must::Fail)?);

@@ -205,7 +205,6 @@ impl Live {
             self.api.delete("Namespace", "", &namespace(name)).await?;
         }
         for name in gone {
-            self.api.wait_gone("Namespace", "", &namespace(&name), PATIENCE).await?;
             self.namespaces.remove(&name);
             let real = namespace(&name);
             self.applied.retain(|(_, namespace, _), _| *namespace != real);
@@ -219,6 +218,8 @@ impl Live {
             labels["pod-security.kubernetes.io/enforce"] = "privileged".into();
             match self.namespaces.get(name) {
                 None => {
+                    // One of that name may still be going.
+                    self.api.wait_gone("Namespace", "", &namespace(name), PATIENCE).await?;
                     let metadata = json!({"name": namespace(name), "labels": labels});
                     self.api.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})).await?;
                 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::api::Api;
 use super::install::{self, Install};
@@ -87,9 +88,11 @@ pub struct Options {
 ///
 /// Whatever keeps a part from running at all; a test that fails is in the report.
 pub async fn run(api: &Api, options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
     let came = tokio::select! {
         came = run_parts(api, options, report) => came,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+        _ = terminate.recv() => Err(anyhow::anyhow!("ended by SIGTERM")),
     };
     eprintln!("          removing what was made");
     let removed = remove_all(api).await.context("remove what was made");

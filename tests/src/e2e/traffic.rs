@@ -12,16 +12,18 @@ use super::message::{Answer, Ask, Protocol, Target, Watched};
 
 /// Between two numbers of a connection, and two probes of a watch, in milliseconds.
 const EVERY_MS: u64 = 50;
-/// How long a probe may wait, in milliseconds: what must succeed has the time of two SYNs that are sent again, what must
+/// How long a probe may wait, in milliseconds: what must succeed has the time of three SYNs that are sent again, what must
 /// fail has long enough to be answered.
-const PATIENCE_MS: (u64, u64) = (4000, 1000);
-/// A connection that rests longer than this was disturbed: longer than a SYN's or a segment's first repetition, and than a
-/// busy machine of two cores needs for a new agent.
-const LONGEST_GAP_MS: u64 = 2000;
+const PATIENCE_MS: (u64, u64) = (10_000, 1000);
+/// A connection that rests for so much longer than one that no policy governs was disturbed: longer than the first
+/// repetitions of a segment take.
+const LONGEST_GAP_MS: u64 = 1500;
 
 /// What a flow must do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Must {
+    /// One connection that no policy governs: it shows how long the machine itself makes others rest.
+    Control,
     /// One connection that lives on.
     Live,
     /// A new connection each time, and each is accepted.
@@ -48,6 +50,7 @@ impl Flow {
     pub(super) fn shown(&self) -> String {
         let Self { from, to, at, must } = self;
         let must = match must {
+            Must::Control => "a connection that no policy governs",
             Must::Live => "a connection that must live",
             Must::Reach => "connections that must be accepted",
             Must::Fail => "connections that must be denied",
@@ -60,7 +63,7 @@ impl Flow {
 pub(super) fn flows(live: &Live, from: &[String], to: &[String], port: u16, must: Must) -> anyhow::Result<Vec<Flow>> {
     let mut flows = Vec::new();
     for from in from {
-        for to in to {
+        for to in to.iter().filter(|to| *to != from) {
             for &address in &live.pod(to)?.addresses {
                 let (from, to) = (from.clone(), to.clone());
                 flows.push(Flow { from, to, at: SocketAddr::new(address, port), must });
@@ -82,7 +85,7 @@ impl Traffic {
             let (name, to) = (flow.name(), flow.at);
             let target = Target { to: to.ip(), protocol: Protocol::Tcp, port: to.port() };
             let ask = match flow.must {
-                Must::Live => Ask::Hold { name, to, every_ms: EVERY_MS },
+                Must::Control | Must::Live => Ask::Hold { name, to, every_ms: EVERY_MS },
                 Must::Reach => Ask::Watch { name, target, every_ms: EVERY_MS, patience_ms: PATIENCE_MS.0 },
                 Must::Fail => Ask::Watch { name, target, every_ms: EVERY_MS, patience_ms: PATIENCE_MS.1 },
             };
@@ -96,12 +99,18 @@ impl Traffic {
     /// Ends them all. Returns how many connections and probes there were, or what is wrong with them.
     pub(super) async fn stop(self, live: &Live) -> anyhow::Result<String> {
         let stopped = self.flows.iter().map(|flow| async move {
-            let answer = live.pod(&flow.from)?.channel.ask(Ask::Stop { name: flow.name() }, ANSWER).await?;
-            Ok(judge(flow, &answer))
+            live.pod(&flow.from)?.channel.ask(Ask::Stop { name: flow.name() }, ANSWER).await
         });
-        let (mut wrong, mut counts) = (Vec::new(), [0_u64; 3]);
-        for (flow, judged) in self.flows.iter().zip(join_all(stopped).await) {
-            match judged.unwrap_or_else(|error: anyhow::Error| Err(format!("{error:#}"))) {
+        let answers: Vec<Result<Answer, anyhow::Error>> = join_all(stopped).await;
+        let control = self.flows.iter().zip(&answers).filter_map(|(flow, answer)| match (flow.must, answer) {
+            (Must::Control, Ok(Answer::Held { longest_gap_ms, .. })) => Some(*longest_gap_ms),
+            _ => None,
+        });
+        let control = control.max().unwrap_or_default();
+        let (mut wrong, mut counts) = (Vec::new(), [0_u64; 4]);
+        for (flow, answer) in self.flows.iter().zip(answers) {
+            let judged = answer.map_err(|error| format!("{error:#}"));
+            match judged.and_then(|answer| judge(flow, &answer, control)) {
                 Ok(count) => counts[flow.must as usize] += count,
                 Err(reason) => wrong.push(format!("{}: {reason}", flow.shown())),
             }
@@ -112,16 +121,17 @@ impl Traffic {
             bail!("{}{}", wrong.join("\n"), if more > 0 { format!("\nand {more} more") } else { String::new() });
         }
         let connections = self.flows.iter().filter(|flow| flow.must == Must::Live).count();
-        let [numbers, accepted, denied] = counts;
+        let [_, numbers, accepted, denied] = counts;
         Ok(format!(
-            "{connections} connections lived ({numbers} numbers), {accepted} new ones accepted, {denied} denied"
+            "{connections} connections lived ({numbers} numbers; without policy the longest rest was {control} ms), \
+             {accepted} new ones accepted, {denied} denied"
         ))
     }
 
     /// What the watches of a source counted so far, by its destination.
     pub(super) async fn watched(&self, live: &Live, from: &str) -> anyhow::Result<Vec<(String, Watched)>> {
         let mut all = Vec::new();
-        for flow in self.flows.iter().filter(|flow| flow.from == from && flow.must != Must::Live) {
+        for flow in self.flows.iter().filter(|flow| flow.from == from) {
             let answer = live.pod(from)?.channel.ask(Ask::Report { name: flow.name() }, ANSWER).await?;
             if let Answer::Watched(watched) = answer {
                 all.push((flow.to.clone(), watched));
@@ -131,17 +141,17 @@ impl Traffic {
     }
 }
 
-/// How many of a flow there were, or what is wrong.
-fn judge(flow: &Flow, answer: &Answer) -> Result<u64, String> {
+/// How many of a flow there were, or what is wrong. `control_ms` is how long a connection without policy rested.
+fn judge(flow: &Flow, answer: &Answer, control_ms: u64) -> Result<u64, String> {
     match (flow.must, answer) {
-        (Must::Live, Answer::Held { ended: Some(why), echoed, .. }) => {
+        (Must::Control | Must::Live, Answer::Held { ended: Some(why), echoed, .. }) => {
             Err(format!("ended after {echoed} numbers: {why}"))
         }
-        (Must::Live, Answer::Held { longest_gap_ms, .. }) if *longest_gap_ms > LONGEST_GAP_MS => {
-            Err(format!("rested for {longest_gap_ms} ms"))
+        (Must::Live, Answer::Held { longest_gap_ms, .. }) if *longest_gap_ms > control_ms + LONGEST_GAP_MS => {
+            Err(format!("rested for {longest_gap_ms} ms, and one without policy for {control_ms} ms"))
         }
-        (Must::Live, Answer::Held { echoed: echoed @ 1.., .. }) => Ok(*echoed),
-        (Must::Live, Answer::Held { .. }) => Err("carried nothing".into()),
+        (Must::Control | Must::Live, Answer::Held { echoed: echoed @ 1.., .. }) => Ok(*echoed),
+        (Must::Control | Must::Live, Answer::Held { .. }) => Err("carried nothing".into()),
         (must, Answer::Watched(Watched { accepted, denied, refused })) => {
             let (good, bad) = if must == Must::Reach { (accepted, denied) } else { (denied, accepted) };
             match (good.count, bad.count, refused.count) {
@@ -176,20 +186,23 @@ mod tests {
 
     #[test]
     fn one_wrong_probe_is_one_too_many_and_so_is_none_at_all() {
-        assert_eq!(judge(&flow(Must::Fail), &watched(0, 9, 0)), Ok(9));
-        assert!(judge(&flow(Must::Fail), &watched(1, 9, 0)).is_err());
-        assert!(judge(&flow(Must::Fail), &watched(0, 9, 1)).is_err());
-        assert!(judge(&flow(Must::Fail), &watched(0, 0, 0)).is_err());
-        assert_eq!(judge(&flow(Must::Reach), &watched(9, 0, 0)), Ok(9));
-        assert!(judge(&flow(Must::Reach), &watched(9, 1, 0)).is_err());
+        let judged = |must, accepted, denied, refused| judge(&flow(must), &watched(accepted, denied, refused), 0);
+        assert_eq!(judged(Must::Fail, 0, 9, 0), Ok(9));
+        assert!(judged(Must::Fail, 1, 9, 0).is_err());
+        assert!(judged(Must::Fail, 0, 9, 1).is_err());
+        assert!(judged(Must::Fail, 0, 0, 0).is_err());
+        assert_eq!(judged(Must::Reach, 9, 0, 0), Ok(9));
+        assert!(judged(Must::Reach, 9, 1, 0).is_err());
     }
 
     #[test]
     fn a_connection_that_ended_or_rested_did_not_live() {
         let held = |echoed, longest_gap_ms, ended| Answer::Held { sent: 5, echoed, longest_gap_ms, ended };
-        assert_eq!(judge(&flow(Must::Live), &held(5, 60, None)), Ok(5));
-        assert!(judge(&flow(Must::Live), &held(5, LONGEST_GAP_MS + 1, None)).is_err());
-        assert!(judge(&flow(Must::Live), &held(5, 60, Some("reset".into()))).is_err());
-        assert!(judge(&flow(Must::Live), &held(0, 60, None)).is_err());
+        let judged = |must, held: &Answer, control_ms| judge(&flow(must), held, control_ms);
+        assert_eq!(judged(Must::Live, &held(5, 60, None), 50), Ok(5));
+        assert!(judged(Must::Live, &held(5, LONGEST_GAP_MS + 51, None), 50).is_err());
+        assert_eq!(judged(Must::Control, &held(5, LONGEST_GAP_MS + 51, None), 0), Ok(5));
+        assert!(judged(Must::Live, &held(5, 60, Some("reset".into())), 50).is_err());
+        assert!(judged(Must::Live, &held(0, 60, None), 50).is_err());
     }
 }

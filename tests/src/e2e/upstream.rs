@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use futures_util::future::try_join_all;
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
@@ -149,8 +150,20 @@ fn program(api: &Api, choice: &Choice, report: &Path) -> Command {
     command.args(api.context().map(|context| format!("--context={context}")));
     command.arg(format!("--ginkgo.json-report={}", report.display()));
     command.arg(format!("--ginkgo.timeout={}s", LONGEST.as_secs()));
-    command.env("KUBECONFIG", api.kubeconfig()).stdin(Stdio::null()).kill_on_drop(true);
+    command.env("KUBECONFIG", api.kubeconfig()).stdin(Stdio::null());
     command
+}
+
+/// Interrupts the program where nobody waits for it any more: then it removes its namespaces, and ends.
+struct Interrupt(Option<Pid>);
+
+impl Drop for Interrupt {
+    fn drop(&mut self) {
+        if let Some(process) = self.0 {
+            // It may have ended in this moment.
+            let _ = kill_process(process, Signal::INT);
+        }
+    }
 }
 
 /// Runs some tests in one process, one after the other.
@@ -171,6 +184,8 @@ async fn run_half(
     let mut program = program(api, choice, &file);
     program.arg(format!("--ginkgo.focus={}", focus.join("|"))).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = program.spawn().with_context(|| format!("start {}", choice.program.display()))?;
+    let number_of = |id: u32| i32::try_from(id).ok().and_then(Pid::from_raw);
+    let mut interrupt = Interrupt(child.id().and_then(number_of));
     let mut lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
     let mut written = tokio::fs::File::create(&log).await.with_context(|| log.display().to_string())?;
     let mut done = 0;
@@ -184,6 +199,7 @@ async fn run_half(
         }
     }
     let status = child.wait().await?;
+    interrupt.0 = None;
     written.flush().await?;
     let reports = read(&file).with_context(|| format!("it ended with {status}; {} has what it said", log.display()))?;
     let mut cases = Vec::new();

@@ -10,8 +10,8 @@ use anyhow::Context as _;
 use npolicy_agent::model::PodKey;
 use npolicy_agent::observe::Format;
 use npolicy_agent::rig::{
-    AgentOptions, AgentProcess, AgentSource, BpfFs, Cluster, Listeners, Node, NodeSettings, Pod, PodSettings, SctpMeans, Service,
-    Source, Translation,
+    AgentOptions, AgentProcess, AgentSource, BpfFs, Cluster, Listeners, Node, NodeSettings, Pod, PodSettings,
+    SctpMeans, Service, Source, Translation,
 };
 use npolicy_common::Family;
 use tempfile::TempDir;

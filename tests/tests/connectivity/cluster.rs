@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use npolicy_agent::datapath::{self, Datapath, DatapathConfig};
 use npolicy_agent::observe::{Format, Ready};
 use npolicy_agent::rig::{
-    AgentOptions, AgentProcess, AgentSource, BpfFs, Layout, Listeners, Node, NodeSettings, Outcome, Pod, PodSettings, Probe,
-    Protocol, SctpMeans, Service, probe_all,
+    AgentOptions, AgentProcess, AgentSource, BpfFs, Layout, Listeners, Node, NodeSettings, Outcome, Pod, PodSettings,
+    Probe, Protocol, SctpMeans, Service, probe_all,
 };
 use npolicy_common::LAYOUT_VERSION;
 use npolicy_tests::{npolicy_binary, require_root};

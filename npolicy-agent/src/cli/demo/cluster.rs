@@ -10,7 +10,8 @@ use super::progress::step;
 use super::world::World;
 use crate::observe::Format;
 use crate::rig::{
-    AgentOptions, AgentProcess, AgentSource, BpfFs, Layout, Listeners, Node, NodeSettings, PodSettings, SctpMeans, Service,
+    AgentOptions, AgentProcess, AgentSource, BpfFs, Layout, Listeners, Node, NodeSettings, PodSettings, SctpMeans,
+    Service,
 };
 
 /// A node with its pods and a running agent. Dropped in the order of the fields: the agent first.
