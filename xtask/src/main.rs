@@ -54,7 +54,7 @@ enum Command {
     E2e(e2e::Args),
     /// Load the BPF object and hold the instructions that the verifier walks against their budgets
     Verifier,
-    /// Measure what a packet costs, beside the kernel's own units
+    /// Measure what a packet costs, beside the kernel's own units, what compiling does, and how soon a cluster follows its API
     Bench(bench::Args),
     /// Check the rules of this repository that no compiler checks
     Tidy,
