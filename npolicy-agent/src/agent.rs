@@ -50,8 +50,9 @@ const RETRY_FULL_AFTER: Duration = Duration::from_secs(30);
 /// How long equal denials are left out of the drop log after the last one.
 const REPEATS_WINDOW: Duration = Duration::from_secs(60);
 
-/// How long what was published may wait for a grace period during which nothing is published.
-const SETTLE_WITHIN: Duration = Duration::from_secs(1);
+/// How long numbers and rulesets that are of no use any more may wait for a grace period during which nothing is published;
+/// then everything else waits for them.
+const SETTLE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Where the cluster's objects come from.
 #[derive(Clone, Debug)]

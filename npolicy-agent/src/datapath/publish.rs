@@ -148,8 +148,8 @@ pub(super) struct Publisher {
     in_use: BTreeSet<Class>,
     /// Rulesets that no word names any more, but did less than a grace period ago.
     resting_rulesets: Vec<RulesetId>,
-    /// Endpoints whose generation is to be raised once more after a grace period.
-    raise_again: BTreeSet<u32>,
+    /// Endpoints whose generation is to be raised once more after a grace period, with the revision that flipped them.
+    raise_again: FxHashMap<u32, u64>,
     /// Interfaces whose pod is one of several.
     candidates: BTreeMap<u32, Vec<PodKey>>,
     /// Whether [`Self::settle`] has anything to do.
@@ -206,7 +206,7 @@ impl Publisher {
             checked: BTreeSet::new(),
             in_use: BTreeSet::new(),
             resting_rulesets: Vec::new(),
-            raise_again: BTreeSet::new(),
+            raise_again: FxHashMap::default(),
             candidates: BTreeMap::new(),
             is_unsettled: true,
             gone: Vec::new(),
@@ -353,7 +353,7 @@ impl Publisher {
             }
             if (now.ruleset(Direction::Ingress), now.ruleset(Direction::Egress)) != (ingress, egress) {
                 self.lines.flip(ifindex, ingress, egress).map_err(DatapathError::kernel("write ENDPOINTS_MORE"))?;
-                self.raise_again.insert(ifindex);
+                self.raise_again.insert(ifindex, self.revision);
                 self.resting_rulesets.extend(DIRECTIONS.map(|direction| now.ruleset(direction)));
                 report.flipped.push(ifindex);
                 self.is_unsettled = true;
@@ -533,27 +533,30 @@ impl Publisher {
         }
     }
 
-    /// Does what was waiting for a grace period that has passed. Nothing, if something was published meanwhile: then there
-    /// is a new one to wait for.
+    /// Does what was waiting for a grace period that has passed. If something was published meanwhile, only what cannot
+    /// have come into use again: generations are raised, and chunks, places and lines that rested are free. Numbers and
+    /// rulesets are then to be waited for once more.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Kernel`] if a map cannot be written; what was waiting keeps waiting.
     pub(super) fn end_settling(&mut self, settling: Settling) -> Result<(), DatapathError> {
         let Settling { revision, chunks4, ways6, lines, .. } = settling;
-        if revision != self.revision {
-            return Ok(());
-        }
+        let is_undisturbed = revision == self.revision;
         self.revision += 1;
-        self.is_unsettled = false;
-
-        for ifindex in std::mem::take(&mut self.raise_again) {
+        self.is_unsettled &= !is_undisturbed;
+        // One that was flipped after the wait began waits for the next.
+        let due = self.raise_again.extract_if(|_, flipped| *flipped <= revision).map(|(ifindex, _)| ifindex);
+        for ifindex in due.collect::<Vec<_>>() {
             self.lines.raise(ifindex).map_err(DatapathError::kernel("write ENDPOINTS_MORE"))?;
         }
         self.class4.reclaim(&chunks4);
         self.class6.reclaim(&ways6);
         self.lines.grace_passed(&lines);
         self.gone.extend(lines.into_iter().filter(|gone| gone.slot != 0));
+        if !is_undisturbed {
+            return Ok(());
+        }
         // Only a publish gives a number to an address or a ruleset to a word, and none ran since before the wait.
         let unused: Vec<Class> = self.numbers.taken().filter(|class| !self.in_use.contains(class)).collect();
         unused.into_iter().for_each(|class| self.numbers.give_back(class));
@@ -587,7 +590,7 @@ impl Publisher {
         let concerned: Vec<u32> = self.lines.iter().filter(is_unidentified).map(|line| line.ifindex).collect();
         for ifindex in concerned {
             self.lines.raise(ifindex).map_err(DatapathError::kernel("write ENDPOINTS_MORE"))?;
-            self.raise_again.insert(ifindex);
+            self.raise_again.insert(ifindex, self.revision);
         }
         self.is_unsettled = true;
         Ok(())

@@ -43,6 +43,8 @@ fn start_etcd() -> anyhow::Result<()> {
     etcd.args(["--listen-peer-urls", ETCD_PEERS, "--initial-advertise-peer-urls", ETCD_PEERS]);
     // The data goes with the cluster: nothing is worth waiting for the disk.
     etcd.args(["--initial-cluster", &format!("default={ETCD_PEERS}"), "--unsafe-no-fsync"]);
+    // As kubeadm sets it: without it the API server has no bookmarks for kinds of which nothing changes.
+    etcd.arg("--experimental-watch-progress-notify-interval=5s");
     daemon::start(CP, "etcd", &etcd)
 }
 

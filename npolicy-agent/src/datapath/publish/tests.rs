@@ -637,29 +637,48 @@ fn unidentified_pods_are_judged_again_when_their_time_is_over() {
 }
 
 #[test]
-fn a_wait_during_which_something_is_published_frees_nothing() {
+fn a_wait_during_which_something_is_published_frees_no_number_and_no_ruleset() {
     let mut dice = Dice(77);
     let memory = Memory::new();
+    let walk = SharedWalk::new(memory.walk());
     let mut publisher = fresh(&memory, &Limits::default());
-    publisher.publish(&random_plan(&mut dice), None, &owners()).unwrap();
-    publisher.settle().unwrap();
-    for _ in 0..30 {
-        publisher.publish(&random_plan(&mut dice), None, &owners()).unwrap();
+    let mut raised = 0;
+    for _ in 0..60 {
+        let first = publisher.publish(&random_plan(&mut dice), None, &owners()).unwrap().flipped;
         let early = publisher.begin_settling();
         early.wait().unwrap();
-        publisher.publish(&random_plan(&mut dice), None, &owners()).unwrap();
-        let usage = publisher.usage();
-        let words = publisher.lines.iter().map(|line| line.word).collect::<Vec<_>>();
+        let plan = random_plan(&mut dice);
+        let second = publisher.publish(&plan, None, &owners()).unwrap().flipped;
+        let numbers_and_rulesets = |publisher: &Publisher| {
+            let mut usage = publisher.usage();
+            usage.retain(|table| ![maps::CLASS4, maps::CLASS6, maps::PREFIX6].contains(&table.table));
+            usage
+        };
+        let usage = numbers_and_rulesets(&publisher);
+        let generations = |publisher: &Publisher| -> BTreeMap<u32, u32> {
+            publisher.lines.iter().map(|line| (line.ifindex, line.word.generation())).collect()
+        };
+        let before = generations(&publisher);
         publisher.end_settling(early).unwrap();
-        assert_eq!(publisher.usage(), usage);
-        assert_eq!(publisher.lines.iter().map(|line| line.word).collect::<Vec<_>>(), words);
+        assert!(publisher.is_unsettled());
+        assert_eq!(numbers_and_rulesets(&publisher), usage);
+        for (ifindex, generation) in generations(&publisher) {
+            let is_due = first.contains(&ifindex) && !second.contains(&ifindex);
+            raised += u32::from(is_due);
+            assert_eq!(generation, before[&ifindex] + u32::from(is_due), "{ifindex}");
+        }
+        assert_eq!(walked(&walk), verdicts(&plan));
 
         let in_time = publisher.begin_settling();
         in_time.wait().unwrap();
         publisher.end_settling(in_time).unwrap();
-        publisher.settle().unwrap();
-        assert!(!publisher.is_unsettled());
+        assert_eq!(walked(&walk), verdicts(&plan));
+        if dice.one_in(2) {
+            publisher.settle().unwrap();
+            assert!(!publisher.is_unsettled());
+        }
     }
+    assert!(raised > 0, "some endpoint was flipped by the first plan alone");
 }
 
 #[test]
