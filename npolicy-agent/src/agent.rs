@@ -101,7 +101,7 @@ pub struct Config {
 /// The source of the cluster's objects, open.
 #[derive(Debug)]
 enum Feed {
-    Files(Files),
+    Files(Box<Files>),
     Cluster(Box<Cluster>),
 }
 
@@ -162,7 +162,7 @@ impl Agent {
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         let node = config.node_name.clone().unwrap_or_else(host_name);
         let feed = match &config.source {
-            Source::Manifests(path) => Feed::Files(Files::start(path.clone())?),
+            Source::Manifests(path) => Feed::Files(Box::new(Files::start(path.clone())?)),
             Source::Kubernetes(kubernetes) => Feed::Cluster(Box::new(Cluster::start(kubernetes, &node).await?)),
         };
         let health = Health::new();
@@ -249,7 +249,9 @@ impl Agent {
                 }
                 () = tokio::time::sleep_until(retry_at), if self.retry_at.is_some() => {
                     self.retry_at = None;
-                    if let Feed::Files(Files { must_read: true, .. }) = &self.feed {
+                    if let Feed::Files(files) = &self.feed
+                        && files.must_read
+                    {
                         self.take_changes();
                     }
                     self.follow_links();

@@ -1,5 +1,6 @@
 //! Builders, harness and scenarios of the suites.
 
+pub mod api_server;
 pub mod cases;
 pub mod dynamic;
 pub mod e2e;

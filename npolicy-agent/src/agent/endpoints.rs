@@ -17,7 +17,7 @@ use crate::watch::links::{HostLink, Links};
 pub(super) struct Occupants {
     /// Interfaces whose pod is known.
     pub(super) owners: Vec<(u32, PodKey)>,
-    /// Interfaces whose pod is one of several.
+    /// Interfaces whose pod is one of several; of none, where two facts contradict each other.
     pub(super) candidates: BTreeMap<u32, Vec<PodKey>>,
 }
 
@@ -28,6 +28,7 @@ impl Occupants {
             match decision {
                 Decision::Pod(pod) => occupants.owners.push((ifindex, pod)),
                 Decision::Candidates(pods) => drop(occupants.candidates.insert(ifindex, pods)),
+                Decision::Contradicted => drop(occupants.candidates.insert(ifindex, Vec::new())),
                 Decision::Foreign(_) | Decision::Unidentified => {}
             }
         }

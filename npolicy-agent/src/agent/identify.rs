@@ -35,7 +35,7 @@ use rustc_hash::FxHashMap;
 use crate::model::{ClusterState, Event, PodKey};
 use crate::watch::links::Links;
 
-pub use finding::Finding;
+pub use finding::{Finding, Mismatch};
 pub use foreign::Foreign;
 
 use claims::{LocalPods, Origin};
@@ -78,8 +78,10 @@ pub enum Decision {
     Pod(PodKey),
     /// One of these pods', ascending; never empty. Nothing beyond what all of them may do is to be accepted.
     Candidates(Vec<PodKey>),
-    /// Perhaps a pod's; nobody knows whose.
+    /// Perhaps a pod's; nobody knows whose. What it was last found to be stays.
     Unidentified,
+    /// Two facts about it contradict each other: nothing is to be accepted until they agree.
+    Contradicted,
 }
 
 /// What a pass found.
@@ -139,7 +141,10 @@ impl Identifier {
                     memory.owner = self.pods.get(pod).map(|local| (pod.clone(), local.uid().clone()));
                 }
                 // Whose it was stays known as long as it is there: it can never be another pod's.
-                Some(Decision::Candidates(_) | Decision::Unidentified | Decision::Foreign(_)) | None => {}
+                Some(
+                    Decision::Candidates(_) | Decision::Unidentified | Decision::Contradicted | Decision::Foreign(_),
+                )
+                | None => {}
             }
         }
         let news = findings.difference(&self.findings).cloned().collect();

@@ -205,7 +205,8 @@ impl Datapath {
     }
 
     /// Says of which interfaces is known that their pod is one of several: each publish from the next on gives them what
-    /// all of these may do, and no address. An interface that has an owner then is not looked at.
+    /// all of these may do, and no address; where there is none, the ruleset that denies all. An interface that has an owner
+    /// then is not looked at.
     pub fn set_candidates(&mut self, candidates: BTreeMap<u32, Vec<PodKey>>) {
         self.publisher.set_candidates(candidates);
     }

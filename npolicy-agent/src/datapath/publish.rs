@@ -220,7 +220,8 @@ impl Publisher {
     }
 
     /// Says of which interfaces is known that their pod is one of several: they get what all of these may do, and no
-    /// address, at each publish from the next on. An interface that has an owner is not looked at.
+    /// address, at each publish from the next on; where there is none, the ruleset that denies all. An interface that has an
+    /// owner is not looked at.
     pub(super) fn set_candidates(&mut self, candidates: BTreeMap<u32, Vec<PodKey>>) {
         self.candidates = candidates;
     }
@@ -328,11 +329,14 @@ impl Publisher {
         }
         for (&ifindex, pods) in &self.candidates {
             let subjects: Vec<&Subject> = pods.iter().filter_map(|pod| plan.subjects.get(pod)).collect();
-            let Some(line) = self.lines.get(ifindex).filter(|_| !subjects.is_empty()) else { continue };
+            let Some(line) = self.lines.get(ifindex) else { continue };
             if subjects.len() < pods.len() || owners.iter().any(|(owned, _)| *owned == ifindex) {
                 continue;
             }
             let then = DIRECTIONS.map(|direction| {
+                if subjects.is_empty() {
+                    return RulesetId::DENY_ALL;
+                }
                 let ruleset = Ruleset::all_of(subjects.iter().map(|subject| subject.ruleset(direction)));
                 // A pod that nobody knows yet has no earlier verdicts to keep.
                 writer.find_or_write(&ruleset, line.word.ruleset(direction)).unwrap_or(RulesetId::DENY_ALL)

@@ -23,10 +23,6 @@ const COMPILER_PACKAGES: &[&str] = &["rustc-web", "libstd-rust-web-dev-bpf"];
 /// Debian's packages from which bpf-linker is built.
 const LINKER_PACKAGES: &[&str] = &["llvm-22-dev", "g++", "zlib1g-dev", "libzstd-dev"];
 
-/// Debian's packages that tests use: `nft` translates Service addresses in clusters of network namespaces, the reference CNI
-/// plugins join pods as they do on real nodes, and `ip` and `bridge` change what those made.
-const TEST_PACKAGES: &[&str] = &["nftables", "containernetworking-plugins", "iproute2"];
-
 /// What builds the BPF object.
 #[derive(Debug)]
 pub(crate) struct BpfTools {
@@ -81,25 +77,34 @@ pub(crate) fn bpf_tools(wanted: Option<&str>) -> anyhow::Result<BpfTools> {
 /// A package does not install.
 pub(crate) fn test_tools() -> anyhow::Result<Option<String>> {
     let has_plugins = ["/usr/lib/cni", "/opt/cni/bin"].iter().any(|dir| Path::new(dir).join("ptp").exists());
+    let on_path = |tool| process::on_path(tool).is_some();
+    // Each with the package of Debian's that has it.
     let tools = [
-        ("the `nft` command", process::on_path("nft").is_some()),
-        ("the reference CNI plugins", has_plugins),
-        ("the `ip` command", process::on_path("ip").is_some()),
+        // Translates Service addresses in clusters of network namespaces.
+        ("the `nft` command", on_path("nft"), "nftables"),
+        // Join pods as they do on real nodes.
+        ("the reference CNI plugins", has_plugins, "containernetworking-plugins"),
+        // Changes, with `bridge`, what those made.
+        ("the `ip` command", on_path("ip"), "iproute2"),
+        // Talks to the API server in the tests' process.
+        ("the `kubectl` command", on_path("kubectl"), "kubernetes-client"),
     ];
-    let missing: Vec<&str> = tools.iter().filter(|(_, is_there)| !is_there).map(|&(tool, _)| tool).collect();
+    let missing: Vec<_> = tools.iter().filter(|(_, is_there, _)| !is_there).collect();
     if missing.is_empty() {
         return Ok(None);
     }
-    let missing = missing.join(" and ");
+    let names: Vec<&str> = missing.iter().map(|(tool, ..)| *tool).collect();
+    let names = names.join(" and ");
+    let packages: Vec<&str> = missing.iter().map(|(.., package)| *package).collect();
     if !debian::available() {
-        return Ok(Some(format!("this machine lacks {missing}: install {}", TEST_PACKAGES.join(", "))));
+        return Ok(Some(format!("this machine lacks {names}: install {}", packages.join(", "))));
     }
-    let packages = debian::missing(TEST_PACKAGES);
-    if process::is_root() && !packages.is_empty() {
-        debian::install(&packages)?;
+    let absent = debian::missing(&packages);
+    if process::is_root() && !absent.is_empty() {
+        debian::install(&absent)?;
         return Ok(None);
     }
-    Ok(Some(format!("this machine lacks {missing}: {}", debian::install_command(TEST_PACKAGES))))
+    Ok(Some(format!("this machine lacks {names}: {}", debian::install_command(&packages))))
 }
 
 /// Installs `packages` for `what` as far as this user may; nothing if there are none.

@@ -158,7 +158,14 @@ impl<'a> Pass<'a> {
             for engine in &link.engines {
                 self.findings.insert(Finding::OtherEngine { interface: link.name.clone(), engine: engine.clone() });
             }
-            let is_contradicted = claims.mismatches.iter().any(|&(_, forbids)| forbids);
+            // What a pod adds to its interface makes nobody doubt the address that it was found by.
+            let line = (self.facts.line_addresses)(link.ifindex);
+            let is_its_own = |(pod, address): &(PodKey, IpAddr)| {
+                let was_its = memory.owner.as_ref().is_some_and(|owner| owner.0 == *pod && self.is_alive(owner));
+                was_its || line.contains(address)
+            };
+            let is_contradicted =
+                claims.mismatches.iter().any(|&(_, forbids)| forbids) && !claims.proven.iter().any(is_its_own);
             let mut owner = if is_contradicted { None } else { self.choose(link, memory, &claims) };
             let kept = if is_contradicted { None } else { self.keeps(memory) };
             for (mismatch, _) in claims.mismatches {
@@ -171,7 +178,7 @@ impl<'a> Pass<'a> {
                     proofs.insert(link.ifindex, of_pod.map(|(_, address)| address).collect());
                     decisions.insert(link.ifindex, Decision::Pod(pod));
                 }
-                None if is_contradicted => drop(decisions.insert(link.ifindex, Decision::Unidentified)),
+                None if is_contradicted => drop(decisions.insert(link.ifindex, Decision::Contradicted)),
                 None => drop(open.insert(link.ifindex, claims.open)),
             }
         }
@@ -289,7 +296,7 @@ impl<'a> Pass<'a> {
                 if is_lines || was_pods {
                     continue;
                 }
-                decisions.insert(ifindex, Decision::Unidentified);
+                decisions.insert(ifindex, Decision::Contradicted);
                 self.tell_mismatch(&self.facts.links.host[&ifindex], Mismatch::AddressTwice(address));
             }
         }

@@ -685,6 +685,9 @@ fn one_of_several_pods_gets_what_all_of_them_may_do_and_no_address() {
         publisher.settle().unwrap();
     }
     let plan = random_plan(&mut dice);
+    publisher.set_candidates(BTreeMap::from([(INTERFACES[0], Vec::new())]));
+    publisher.publish(&plan, None, &owners()[1..]).unwrap();
+    assert_eq!(DIRECTIONS.map(|d| walk.word(INTERFACES[0]).unwrap().ruleset(d)), [RulesetId::DENY_ALL; 2]);
     publisher.publish(&plan, None, &owners()).unwrap();
     let alone = walk.word(INTERFACES[0]).unwrap();
     publisher.set_candidates(BTreeMap::new());

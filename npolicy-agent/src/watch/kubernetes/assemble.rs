@@ -122,6 +122,8 @@ impl Step<'_> {
                 }
                 self.finish(kind);
             }
+            // The other kinds are not to wait for what cannot come; what was read before a change of versions stays.
+            Update::Unreadable(kind) => self.finish(kind),
             Update::Stale(kind) => self.progress(kind).is_stale = true,
             Update::Current(kind) => self.freshen(kind),
         }

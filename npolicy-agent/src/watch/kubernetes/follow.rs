@@ -59,6 +59,8 @@ pub(super) struct Follower {
     path: Option<String>,
     /// The resource version up to which everything was heard; `None`: there must be a list first.
     position: Option<String>,
+    /// Whether the server may have gone back behind the position.
+    is_doubted: bool,
     /// Whether the server has refused to stream a list.
     pages_only: bool,
     /// Whether there ever was an object: then an empty list is asked for twice.
@@ -69,6 +71,8 @@ pub(super) struct Follower {
     has_worked: bool,
     /// How often it was said in a row that there is no such kind; after the second time it says nothing new.
     absences: u8,
+    /// Whether [`Update::Unreadable`] was sent.
+    is_unreadable: bool,
 }
 
 impl Follower {
@@ -81,11 +85,13 @@ impl Follower {
             board,
             path: kind.path().map(str::to_owned),
             position: None,
+            is_doubted: false,
             pages_only: false,
             had_objects: false,
             is_stale: false,
             has_worked: false,
             absences: 0,
+            is_unreadable: false,
         }
     }
 
@@ -166,7 +172,9 @@ impl Follower {
                 self.position = None;
                 self.path = self.kind.path().map(str::to_owned);
             }
-            Cause::Forbidden | Cause::Server | Cause::Silent | Cause::Other => {}
+            // A server that is restored breaks off every watch.
+            Cause::Silent | Cause::Other => self.is_doubted = true,
+            Cause::Forbidden | Cause::Server => {}
         }
         // After a long break a server has forgotten what came in between, and a custom resource may go.
         // If a silent watch was a dead one, the next does not come up, and that is told.
@@ -194,7 +202,7 @@ impl Follower {
     }
 
     /// Asks which version of the custom resource there is. `None`: none.
-    async fn discover(&mut self) -> Result<Option<String>, Failure> {
+    async fn discover(&mut self) -> Result<Option<String>, Stop> {
         #[derive(Deserialize)]
         struct Group {
             versions: Vec<Version>,
@@ -216,7 +224,7 @@ impl Follower {
         let group: Group = match get_all(&self.client, &path, &self.timing).await {
             Ok(body) => serde_json::from_slice(&body).map_err(|error| unreadable(&path, error))?,
             Err(failure) if failure.cause == Cause::NotFound => return Ok(None),
-            Err(failure) => return Err(failure),
+            Err(failure) => return Err(failure.into()),
         };
         let mut others = Vec::new();
         let known = CLUSTER_POLICY_VERSIONS.iter().filter_map(|version| version.split('/').nth(1));
@@ -236,7 +244,7 @@ impl Follower {
             let resources: Resources = match get_all(&self.client, &path, &self.timing).await {
                 Ok(body) => serde_json::from_slice(&body).map_err(|error| unreadable(&path, error))?,
                 Err(failure) if failure.cause == Cause::NotFound => continue,
-                Err(failure) => return Err(failure),
+                Err(failure) => return Err(failure.into()),
             };
             if !resources.resources.iter().any(|resource| resource.name == CLUSTER_POLICY_RESOURCE) {
                 continue;
@@ -250,12 +258,15 @@ impl Follower {
             return Ok(None);
         }
         // There are such policies, and nobody here can say what they mean.
+        if !std::mem::replace(&mut self.is_unreadable, true) {
+            self.send(Update::Unreadable(self.kind)).await?;
+        }
         let message = format!(
             "the API server has ClusterNetworkPolicy in {} alone, expected one of {}; install a newer npolicy",
             others.join(", "),
             CLUSTER_POLICY_VERSIONS.join(", ")
         );
-        Err(Failure::new(Cause::Other, message))
+        Err(Failure::new(Cause::Other, message).into())
     }
 
     /// A list as the beginning of a watch (`sendInitialEvents`, since v1.27).
@@ -356,6 +367,13 @@ impl Follower {
         let position = self.position.as_deref().unwrap_or_default();
         let mut query = String::from("&resourceVersion=");
         escape(position, &mut query);
+        if self.is_doubted {
+            // To a watch that is ahead of it, a server that was restored from a backup says nothing. It refuses a list that is
+            // to be as new as that (`storage/errors.go`, v1.33), which the smallest one shows.
+            get_all(&self.client, &format!("{path}?limit=1&resourceVersionMatch=NotOlderThan{query}"), &self.timing)
+                .await?;
+            self.is_doubted = false;
+        }
         let response = get(&self.client, &self.watch_path(path, &query), &self.timing).await?;
         self.follow(Lines::new(response)).await
     }

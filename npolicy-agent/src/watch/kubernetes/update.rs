@@ -18,6 +18,8 @@ pub(super) enum Update {
     Listed(Kind),
     /// The API server does not have the kind.
     Absent(Kind),
+    /// The API server has the kind in versions alone that nobody here can read.
+    Unreadable(Kind),
     /// What was heard of the kind may be old: its watch has broken off.
     Stale(Kind),
     /// The watch goes on, and what was missed has been heard.

@@ -56,7 +56,7 @@ fn swapped_routes_are_a_fault_and_no_guess() {
     world.veth(8, "10.1.0.6").routes = blocks("10.1.0.5/32");
     world.upsert(pod("a", "10.1.0.5"));
     world.upsert(pod("b", "10.1.0.6"));
-    world.check("7 ?, 8 ?");
+    world.check("7 !, 8 !");
     world.check_told(&["veth7: its peer has 10.1.0.5, but the node's route to it leads out of veth8", "veth8"]);
     world.link(7).routes = blocks("10.1.0.5/32");
     world.link(8).routes = blocks("10.1.0.6/32");
@@ -65,7 +65,26 @@ fn swapped_routes_are_a_fault_and_no_guess() {
     // Also after they were identified.
     world.link(7).routes = blocks("10.1.0.6/32");
     world.link(8).routes = blocks("10.1.0.5/32");
-    world.check("7 ?, 8 ?");
+    world.check("7 !, 8 !");
+}
+
+#[test]
+fn an_address_that_a_pod_adds_makes_nobody_doubt_whose_its_interface_is() {
+    for is_restarted in [false, true] {
+        let mut world = if is_restarted { World::starting() } else { World::new() };
+        world.veth(7, "10.1.0.5");
+        world.veth(8, "10.1.0.6");
+        if is_restarted {
+            world.lines.extend([(7, addresses("10.1.0.5")), (8, addresses("10.1.0.6"))]);
+        }
+        world.upsert(pod("a", "10.1.0.5"));
+        world.upsert(pod("b", "10.1.0.6"));
+        if !is_restarted {
+            world.check("7 a, 8 b");
+        }
+        world.link(7).addresses = addresses("10.1.0.5 10.1.0.6");
+        world.check("7 a, 8 b");
+    }
 }
 
 #[test]
@@ -74,7 +93,7 @@ fn a_port_where_the_peer_was_not_seen_is_a_fault() {
     world.port(7, "10.1.0.5").forwarding = Forwarding::Elsewhere(8);
     world.port(8, "");
     world.upsert(pod("a", "10.1.0.5"));
-    world.check("7 ?, 8 ?");
+    world.check("7 !, 8 ?");
     world.check_told(&["veth7: its bridge has seen its peer's link-layer address at port veth8"]);
 }
 
@@ -253,7 +272,7 @@ fn an_address_on_two_interfaces_is_nobodys() {
     world.port(7, "10.1.0.5");
     world.port(8, "10.1.0.5");
     world.upsert(pod("a", "10.1.0.5"));
-    world.check("7 ?, 8 ?");
+    world.check("7 !, 8 !");
     world.check_told(&["veth7: its peer has 10.1.0.5, and so has another", "veth8"]);
 }
 

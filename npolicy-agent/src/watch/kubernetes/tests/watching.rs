@@ -275,6 +275,27 @@ async fn a_watch_that_falls_silent_is_replaced_and_holds_up_no_other() {
     assert!(health.starts_with("Pod: not listed yet; for ") && health.contains("no answer"), "{health}");
 }
 
+/// To a watch that is ahead of it, such a server says nothing.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_was_restored_from_a_backup_is_listed_again() {
+    let server = Server::default();
+    let before = vec![line("ADDED", &policy("a", 3)), line("ADDED", &policy("b", 50)), listed(50)];
+    let after = vec![line("ADDED", &policy("a", 3)), listed(9), line("ADDED", &policy("c", 10))];
+    server.script(POLICIES, [Answer::Held(before), Answer::Held(after)]);
+    let too_large = status(504, "Timeout", "Too large resource version: 50, current: 9");
+    server.script(&format!("{POLICIES}{DOUBT}"), [too_large]);
+    // Policies are taken away only while their namespaces are heard of.
+    let namespaces = (0..40).map(|n| if n == 0 { listed(5) } else { bookmark(5 + n) }).collect();
+    server.script("/api/v1/namespaces", [Answer::Slowly(Duration::from_secs(15), namespaces)]);
+    let mut world = World::new(server);
+    world.pass(MINUTE).await;
+    assert_eq!(world.policies(), ["a", "b"]);
+    world.pass(MINUTE).await;
+    assert_eq!(world.policies(), ["a", "c"]);
+    let asked = world.server.asked(POLICIES);
+    assert!(asked.len() == 2 && asked[1].contains("sendInitialEvents=true"), "{asked:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn bookmarks_keep_a_quiet_watch() {
     let server = Server::default();
@@ -421,7 +442,7 @@ async fn a_version_that_nobody_here_knows_is_not_absence() {
     server.script("/apis/policy.networking.k8s.io/v2", [resources(&["clusternetworkpolicies"])]);
     let mut world = World::new(server);
     world.pass(MINUTE).await;
-    assert!(!world.watch.is_synced());
+    assert!(world.watch.is_synced(), "the other kinds do not wait for what cannot come");
     let health = world.health(Kind::ClusterNetworkPolicy).to_string();
     assert!(health.contains("v2 alone") && health.contains("v1beta1"), "{health}");
     assert!(world.health(Kind::NetworkPolicy).is_well());
