@@ -316,10 +316,9 @@ impl Scene {
         machine.run("restart-node", &there.name).await?;
         wait_ready(&self.live.api).await?;
         self.live.meet_again(&there.written).await?;
-        self.serve().await?;
-        pause(1.0).await;
         let lived = here.stop(&self.live).await?;
-        // The address was of a pod that is gone, and may be of nobody: a refusal is no answer of the server's.
+        // The address was of a pod that is gone. It may be of nobody now, which is a refusal, or of a pod that no policy
+        // governs: before that one serves anything, too.
         let mut wrong = Vec::new();
         for stranger in [&self.strangers[0], &self.friends[0]] {
             for (to, watched) in towards.watched(&self.live, stranger).await? {
@@ -330,7 +329,8 @@ impl Scene {
         }
         let _ = towards.stop(&self.live).await;
         ensure!(wrong.is_empty(), "while {} restarted:\n{}", there.name, wrong.join("\n"));
-        // From the first moment of the new pods on.
+        self.serve().await?;
+        // From the first moment that the new pods serve.
         let mut fresh: Vec<Flow> = self.flows(|_| true)?;
         fresh.retain(|flow| flow.must == Must::Fail);
         let fresh = Traffic::start(&self.live, fresh).await?;

@@ -209,7 +209,8 @@ pub enum Answer {
     Sunk(Sunk),
 }
 
-/// Counts of probes that ended, and when the first and last of them began, on CLOCK_MONOTONIC in nanoseconds.
+/// Counts of probes that ended. The times are those of answers, and of the others when they began: a SYN that is sent again
+/// may be answered long after the first.
 #[derive(Serialize, Deserialize, Clone, Default, PartialEq, Eq, Debug)]
 pub struct Watched {
     /// Answered.

@@ -99,7 +99,7 @@ impl Background {
                     let outcome = attempt(target, Duration::from_millis(patience_ms)).await;
                     let mut watched = shared.borrow_mut();
                     match outcome {
-                        Ok((Outcome::Accept, _)) => watched.accepted.add(began),
+                        Ok((Outcome::Accept, _)) => watched.accepted.add(now_ns()),
                         Ok((Outcome::Deny, _)) => watched.denied.add(began),
                         Ok((Outcome::Refused, _)) | Err(_) => watched.refused.add(began),
                     }
