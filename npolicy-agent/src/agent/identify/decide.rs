@@ -303,13 +303,17 @@ impl<'a> Pass<'a> {
     }
 
     /// Whose an interface may be: the claimants', or any pod's that has no interface and no younger address. While the API
-    /// server is silent a pod may exist that is not known.
-    fn candidates(&self, link: &HostLink, claimants: BTreeSet<PodKey>, identified: &FxHashSet<PodKey>) -> Decision {
+    /// server is silent a pod may exist that is not known. What was a pod's, also before the agent's start, is no other's.
+    fn candidates(&mut self, link: &HostLink, claimants: BTreeSet<PodKey>, identified: &FxHashSet<PodKey>) -> Decision {
         let memory = &self.memories[&link.ifindex];
         let mut may_be_pods = addresses_of(link, memory).any(|address| self.borders.is_inside(address));
         may_be_pods |= !claimants.is_empty();
-        if memory.owner.is_some() || !may_be_pods || !self.facts.is_pod_watch_live {
+        let was_pods = memory.owner.is_some() || !(self.facts.line_addresses)(link.ifindex).is_empty();
+        if was_pods || !may_be_pods {
             return Decision::Unidentified;
+        }
+        if !self.facts.is_pod_watch_live {
+            return if memory.has_candidates { Decision::Doubtful } else { Decision::Unidentified };
         }
         let has_younger = |local: &LocalPod| {
             local.claims().iter().any(|&(_, claim)| local.is_young(claim, link.first_seen, self.facts.boot))
@@ -320,6 +324,9 @@ impl<'a> Pass<'a> {
         if candidates.is_empty() {
             return Decision::Unidentified;
         }
+        // The server may fall silent without a word.
+        let again_at = self.facts.now + PATIENCE;
+        self.again_at = Some(self.again_at.map_or(again_at, |sooner| sooner.min(again_at)));
         Decision::Candidates(candidates.into_iter().collect())
     }
 
