@@ -164,9 +164,18 @@ impl<'a> Pass<'a> {
                 let was_its = memory.owner.as_ref().is_some_and(|owner| owner.0 == *pod && self.is_alive(owner));
                 was_its || line.contains(address)
             };
-            let is_contradicted =
+            let mut is_contradicted =
                 claims.mismatches.iter().any(|&(_, forbids)| forbids) && !claims.proven.iter().any(is_its_own);
-            let mut owner = if is_contradicted { None } else { self.choose(link, memory, &claims) };
+            let mut owner = None;
+            if !is_contradicted {
+                match self.choose(memory, &claims, &line) {
+                    Ok(chosen) => owner = chosen,
+                    Err(several) => {
+                        is_contradicted = true;
+                        self.tell_mismatch(link, several);
+                    }
+                }
+            }
             let kept = if is_contradicted { None } else { self.keeps(memory) };
             for (mismatch, _) in claims.mismatches {
                 self.tell_mismatch(link, mismatch);
@@ -248,25 +257,24 @@ impl<'a> Pass<'a> {
 
     /// The one pod for which claims are proven: whose the interface was, or whose address its line has, or the only one.
     /// After a pod is gone its interface is nobody's, whoever has the address now.
-    fn choose(&mut self, link: &HostLink, memory: &Memory, claims: &Claims) -> Option<PodKey> {
+    /// An error if it may be one of several.
+    fn choose(&self, memory: &Memory, claims: &Claims, line: &[IpAddr]) -> Result<Option<PodKey>, Mismatch> {
         if memory.owner.as_ref().is_some_and(|owner| !self.is_alive(owner)) {
-            return None;
+            return Ok(None);
         }
         let pods: BTreeSet<&PodKey> = claims.proven.iter().map(|(pod, _)| pod).collect();
         if let Some((owner, _)) = memory.owner.as_ref().filter(|owner| pods.contains(&owner.0)) {
-            return Some(owner.clone());
+            return Ok(Some(owner.clone()));
         }
         if pods.len() < 2 {
-            return pods.first().copied().cloned();
+            return Ok(pods.first().copied().cloned());
         }
-        let line = (self.facts.line_addresses)(link.ifindex);
         let of_line = claims.proven.iter().filter(|(_, address)| line.contains(address)).map(|(pod, _)| pod);
         let of_line: BTreeSet<&PodKey> = of_line.collect();
         if of_line.len() == 1 {
-            return of_line.first().copied().cloned();
+            return Ok(of_line.first().copied().cloned());
         }
-        self.tell_mismatch(link, Mismatch::SeveralPods(pods.into_iter().cloned().collect()));
-        None
+        Err(Mismatch::SeveralPods(pods.into_iter().cloned().collect()))
     }
 
     /// Whose the interface was, as long as that pod lists no address at all: a status without addresses takes none away.
