@@ -59,7 +59,8 @@ impl Cluster {
 
     /// Whether pods that were created a moment ago are known.
     pub(super) fn is_pod_watch_live(&self) -> bool {
-        self.watch.heard(Kind::Pod).is_some_and(|heard| heard.elapsed() < LIVE_WITHIN)
+        self.watch.is_caught_up(Kind::Pod)
+            && self.watch.heard(Kind::Pod).is_some_and(|heard| heard.elapsed() < LIVE_WITHIN)
     }
 
     /// How many things were found that are not as they should be, and still are there.

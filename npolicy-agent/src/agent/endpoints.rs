@@ -7,7 +7,7 @@ use std::time::Instant;
 use tracing::{error, info, warn};
 
 use super::identify::{Decision, Facts};
-use super::{Agent, Feed};
+use super::{Agent, Feed, Unidentified};
 use crate::datapath::Enrolled;
 use crate::model::{Owner, PodKey, Severity};
 use crate::watch::links::{HostLink, Links};
@@ -17,18 +17,22 @@ use crate::watch::links::{HostLink, Links};
 pub(super) struct Occupants {
     /// Interfaces whose pod is known.
     pub(super) owners: Vec<(u32, PodKey)>,
-    /// Interfaces whose pod is one of several; of none, where two facts contradict each other.
+    /// Interfaces whose pod is one of several; of none, where two facts contradict each other, or where it was one of several
+    /// and is in doubt.
     pub(super) candidates: BTreeMap<u32, Vec<PodKey>>,
 }
 
 impl Occupants {
-    fn decided(decisions: BTreeMap<u32, Decision>) -> Self {
+    fn decided(decisions: BTreeMap<u32, Decision>, unidentified: Unidentified) -> Self {
         let mut occupants = Self::default();
         for (ifindex, decision) in decisions {
             match decision {
                 Decision::Pod(pod) => occupants.owners.push((ifindex, pod)),
                 Decision::Candidates(pods) => drop(occupants.candidates.insert(ifindex, pods)),
-                Decision::Contradicted => drop(occupants.candidates.insert(ifindex, Vec::new())),
+                Decision::Doubtful if unidentified == Unidentified::Allow => {}
+                Decision::Contradicted | Decision::Doubtful => {
+                    drop(occupants.candidates.insert(ifindex, Vec::new()));
+                }
                 Decision::Foreign(_) | Decision::Unidentified => {}
             }
         }
@@ -73,7 +77,7 @@ impl Agent {
             }
         }
         self.occupants = match decisions {
-            Some(decisions) => Occupants::decided(decisions),
+            Some(decisions) => Occupants::decided(decisions, self.config.unidentified),
             None => self.occupants_of(&links),
         };
     }
@@ -108,7 +112,7 @@ impl Agent {
                 if decisions.iter().any(|(ifindex, decision)| has(ifindex) != wants(decision)) {
                     self.follow_links();
                 } else {
-                    self.occupants = Occupants::decided(decisions);
+                    self.occupants = Occupants::decided(decisions, self.config.unidentified);
                 }
             }
             None => self.follow_links(),

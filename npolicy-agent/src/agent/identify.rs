@@ -80,6 +80,8 @@ pub enum Decision {
     Candidates(Vec<PodKey>),
     /// Perhaps a pod's; nobody knows whose. What it was last found to be stays.
     Unidentified,
+    /// It was one of several pods', and there may be others by now of which nobody knows: what those may do says nothing.
+    Doubtful,
     /// Two facts about it contradict each other: nothing is to be accepted until they agree.
     Contradicted,
 }
@@ -115,6 +117,8 @@ struct Memory {
     agreed: BTreeSet<IpAddr>,
     /// Whose it was decided to be: name and uid.
     owner: Option<(PodKey, Arc<str>)>,
+    /// Whether it was last decided to be one of several pods', or is in doubt since.
+    has_candidates: bool,
 }
 
 impl Identifier {
@@ -136,13 +140,19 @@ impl Identifier {
         let pass = Pass::new(facts, &self.node, &self.pods, &self.links);
         let (decisions, findings, again_at) = pass.decide();
         for (ifindex, memory) in &mut self.links {
+            memory.has_candidates =
+                matches!(decisions.get(ifindex), Some(Decision::Candidates(_) | Decision::Doubtful));
             match decisions.get(ifindex) {
                 Some(Decision::Pod(pod)) => {
                     memory.owner = self.pods.get(pod).map(|local| (pod.clone(), local.uid().clone()));
                 }
                 // Whose it was stays known as long as it is there: it can never be another pod's.
                 Some(
-                    Decision::Candidates(_) | Decision::Unidentified | Decision::Contradicted | Decision::Foreign(_),
+                    Decision::Candidates(_)
+                    | Decision::Unidentified
+                    | Decision::Doubtful
+                    | Decision::Contradicted
+                    | Decision::Foreign(_),
                 )
                 | None => {}
             }
@@ -169,6 +179,7 @@ impl Identifier {
                 addresses: BTreeSet::new(),
                 agreed: BTreeSet::new(),
                 owner: None,
+                has_candidates: false,
             });
             for &address in &link.addresses {
                 if memory.addresses.len() < REMEMBERED_ADDRESSES {

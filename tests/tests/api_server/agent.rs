@@ -1,5 +1,8 @@
 //! The agent under the server's faults, judged by packets.
 
+use std::fmt::Write as _;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -116,6 +119,85 @@ fn cluster_policies_are_obeyed_as_long_as_their_crd_is_there() {
     world.eventually(PATIENCE, &[("shop/guest", "shop/mark", ACCEPT), ("shop/web", "shop/db", DENY)]);
     world.server.install_cluster_policies(&[]);
     world.eventually(PATIENCE, &AT_START);
+}
+
+#[test]
+fn a_pod_that_a_list_under_way_has_not_named_yet_gets_nobodys_policies() {
+    let Some(mut world) = World::start() else { return };
+    // Selected by nothing, and without an address for ever: whoever is judged as this one is open.
+    let pending = |name: &str, node: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "other", "name": name},
+            "spec": {"nodeName": node}, "status": {"phase": "Pending"},
+        })
+    };
+    world.server.apply(pending("bait", "n1"));
+    // They make the list long.
+    for number in 0..100 {
+        world.server.apply(pending(&format!("far{number}"), "n2"));
+    }
+    world.server.apply(allow("late", &["web"]));
+    world.wait_published(|ready| ready.policies == 2);
+    let slow = Fault::Slow { bytes: 1024, every: Duration::from_millis(500) };
+    world.server.faults().add(reading(&[Kind::Pod]), slow);
+    world.server.faults().add_times(reading(&[Kind::Pod]), status(410), 1);
+    let before = world.server.asked().len();
+    world.server.cut_connections();
+    world.wait_asked(before, &[Kind::Pod]);
+    let _listeners = world.add_pod("shop/late");
+    world.server.apply(world.pod_object("shop/late", "late"));
+    let denied = [("shop/guest", "shop/late", DENY)];
+    world.eventually(PATIENCE, &denied);
+    for _ in 0..5 {
+        thread::sleep(MEANWHILE / 2);
+        world.check(&denied);
+    }
+    world.server.faults().clear();
+    world.server.cut_connections();
+    world.eventually(PATIENCE, &[("shop/web", "shop/late", ACCEPT), ("shop/guest", "shop/late", DENY)]);
+}
+
+#[test]
+fn a_pod_that_changes_its_addresses_without_end_holds_up_no_other() {
+    let Some(mut world) = World::start() else { return };
+    world.server.apply(allow("late", &["web"]));
+    // So many that the kernel cannot list them in one go.
+    let mut all = String::new();
+    for number in 0..6000 {
+        writeln!(all, "address add 10.99.{}.{}/32 dev eth0", number / 250, number % 250).expect("a String");
+    }
+    let mut one = String::new();
+    for _ in 0..2000 {
+        one.push_str("address add 10.98.0.1/32 dev eth0\naddress delete 10.98.0.1/32 dev eth0\n");
+    }
+    let batch = |text: &str| {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("a batch");
+        file
+    };
+    let (all, one) = (batch(&all), batch(&one));
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let restless = world.pod("other/client").namespace.path();
+        let (all, one, is_over) = (&all, &one, &is_over);
+        let ip = move |file: &tempfile::NamedTempFile| {
+            let mut command = Command::new("nsenter");
+            command.arg(format!("--net={}", restless.display())).args(["ip", "-batch"]).arg(file.path());
+            assert!(command.status().expect("ip").success());
+        };
+        ip(all);
+        scope.spawn(move || {
+            while !is_over.load(Ordering::Relaxed) {
+                ip(one);
+            }
+        });
+        thread::sleep(MEANWHILE);
+        let _listeners = world.add_pod("shop/late");
+        world.server.apply(world.pod_object("shop/late", "late"));
+        world.eventually(PATIENCE, &[("shop/web", "shop/late", ACCEPT), ("shop/guest", "shop/late", DENY)]);
+        assert!(!world.log().contains("cannot read the interfaces"), "{}", world.log());
+        is_over.store(true, Ordering::Relaxed);
+    });
 }
 
 #[test]

@@ -68,13 +68,7 @@ impl World {
         }
         let settings = NodeSettings { name: "n1".into(), number: 1, layout: Layout::Routed };
         let mut node = Node::new(settings).expect("a node");
-        let services = [Protocol::Tcp, Protocol::Udp].map(|protocol| Service { protocol, port: PORT });
-        let mut listeners = Vec::new();
-        for (pod, _) in PODS {
-            let (namespace, name) = pod.split_once('/').expect("a namespace and a name");
-            let pod = node.add_pod(PodSettings::new(namespace, name)).expect("a pod");
-            listeners.push(Listeners::start(pod, &services, SctpMeans::Raw).expect("servers"));
-        }
+        let listeners = PODS.iter().map(|(pod, _)| add_pod(&mut node, pod)).collect();
         let server = ApiServer::start();
         let directory = tempfile::tempdir().expect("a directory");
         let url = server.listen_in(node.namespace());
@@ -126,6 +120,12 @@ impl World {
                 "conditions": [{"type": "PodReadyToStartContainers", "status": "True", "lastTransitionTime": now}],
             },
         })
+    }
+
+    /// One more pod, which serves as long as what is returned lives. The API server is not told.
+    #[must_use]
+    pub(crate) fn add_pod(&mut self, key: &str) -> Listeners {
+        add_pod(&mut self.node, key)
     }
 
     pub(crate) fn pod(&self, key: &str) -> &Pod {
@@ -274,6 +274,13 @@ impl World {
         let url = config["clusters"][0]["cluster"]["server"].as_str().expect("a URL");
         self.server.kubeconfig_for(&path, url);
     }
+}
+
+fn add_pod(node: &mut Node, key: &str) -> Listeners {
+    let (namespace, name) = key.split_once('/').expect("a namespace and a name");
+    let pod = node.add_pod(PodSettings::new(namespace, name)).expect("a pod");
+    let services = [Protocol::Tcp, Protocol::Udp].map(|protocol| Service { protocol, port: PORT });
+    Listeners::start(pod, &services, SctpMeans::Raw).expect("servers")
 }
 
 /// The policy `shop/APP`: pods of that app are reached from pods of these apps in their namespace, and from nobody else.

@@ -164,9 +164,18 @@ impl<'a> Pass<'a> {
                 let was_its = memory.owner.as_ref().is_some_and(|owner| owner.0 == *pod && self.is_alive(owner));
                 was_its || line.contains(address)
             };
-            let is_contradicted =
+            let mut is_contradicted =
                 claims.mismatches.iter().any(|&(_, forbids)| forbids) && !claims.proven.iter().any(is_its_own);
-            let mut owner = if is_contradicted { None } else { self.choose(link, memory, &claims) };
+            let mut owner = None;
+            if !is_contradicted {
+                match self.choose(memory, &claims, &line) {
+                    Ok(chosen) => owner = chosen,
+                    Err(several) => {
+                        is_contradicted = true;
+                        self.tell_mismatch(link, several);
+                    }
+                }
+            }
             let kept = if is_contradicted { None } else { self.keeps(memory) };
             for (mismatch, _) in claims.mismatches {
                 self.tell_mismatch(link, mismatch);
@@ -248,25 +257,24 @@ impl<'a> Pass<'a> {
 
     /// The one pod for which claims are proven: whose the interface was, or whose address its line has, or the only one.
     /// After a pod is gone its interface is nobody's, whoever has the address now.
-    fn choose(&mut self, link: &HostLink, memory: &Memory, claims: &Claims) -> Option<PodKey> {
+    /// An error if it may be one of several.
+    fn choose(&self, memory: &Memory, claims: &Claims, line: &[IpAddr]) -> Result<Option<PodKey>, Mismatch> {
         if memory.owner.as_ref().is_some_and(|owner| !self.is_alive(owner)) {
-            return None;
+            return Ok(None);
         }
         let pods: BTreeSet<&PodKey> = claims.proven.iter().map(|(pod, _)| pod).collect();
         if let Some((owner, _)) = memory.owner.as_ref().filter(|owner| pods.contains(&owner.0)) {
-            return Some(owner.clone());
+            return Ok(Some(owner.clone()));
         }
         if pods.len() < 2 {
-            return pods.first().copied().cloned();
+            return Ok(pods.first().copied().cloned());
         }
-        let line = (self.facts.line_addresses)(link.ifindex);
         let of_line = claims.proven.iter().filter(|(_, address)| line.contains(address)).map(|(pod, _)| pod);
         let of_line: BTreeSet<&PodKey> = of_line.collect();
         if of_line.len() == 1 {
-            return of_line.first().copied().cloned();
+            return Ok(of_line.first().copied().cloned());
         }
-        self.tell_mismatch(link, Mismatch::SeveralPods(pods.into_iter().cloned().collect()));
-        None
+        Err(Mismatch::SeveralPods(pods.into_iter().cloned().collect()))
     }
 
     /// Whose the interface was, as long as that pod lists no address at all: a status without addresses takes none away.
@@ -303,13 +311,17 @@ impl<'a> Pass<'a> {
     }
 
     /// Whose an interface may be: the claimants', or any pod's that has no interface and no younger address. While the API
-    /// server is silent a pod may exist that is not known.
-    fn candidates(&self, link: &HostLink, claimants: BTreeSet<PodKey>, identified: &FxHashSet<PodKey>) -> Decision {
+    /// server is silent a pod may exist that is not known. What was a pod's, also before the agent's start, is no other's.
+    fn candidates(&mut self, link: &HostLink, claimants: BTreeSet<PodKey>, identified: &FxHashSet<PodKey>) -> Decision {
         let memory = &self.memories[&link.ifindex];
         let mut may_be_pods = addresses_of(link, memory).any(|address| self.borders.is_inside(address));
         may_be_pods |= !claimants.is_empty();
-        if memory.owner.is_some() || !may_be_pods || !self.facts.is_pod_watch_live {
+        let was_pods = memory.owner.is_some() || !(self.facts.line_addresses)(link.ifindex).is_empty();
+        if was_pods || !may_be_pods {
             return Decision::Unidentified;
+        }
+        if !self.facts.is_pod_watch_live {
+            return if memory.has_candidates { Decision::Doubtful } else { Decision::Unidentified };
         }
         let has_younger = |local: &LocalPod| {
             local.claims().iter().any(|&(_, claim)| local.is_young(claim, link.first_seen, self.facts.boot))
@@ -320,6 +332,9 @@ impl<'a> Pass<'a> {
         if candidates.is_empty() {
             return Decision::Unidentified;
         }
+        // The server may fall silent without a word.
+        let again_at = self.facts.now + PATIENCE;
+        self.again_at = Some(self.again_at.map_or(again_at, |sooner| sooner.min(again_at)));
         Decision::Candidates(candidates.into_iter().collect())
     }
 

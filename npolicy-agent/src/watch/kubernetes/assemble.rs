@@ -67,6 +67,12 @@ impl Assembler {
         self.kinds[kind.index()].is_synced
     }
 
+    /// Whether the last list of a kind has ended, and no watch has broken off since.
+    pub(super) fn is_caught_up(&self, kind: Kind) -> bool {
+        let Progress { is_synced, seen, is_stale, is_doubted: _ } = &self.kinds[kind.index()];
+        *is_synced && seen.is_none() && !is_stale
+    }
+
     /// How many findings there are in objects that are there.
     pub(super) fn findings(&self) -> usize {
         self.reported.values().map(Vec::len).sum()

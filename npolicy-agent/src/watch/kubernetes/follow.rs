@@ -406,8 +406,8 @@ impl Follower {
                     return Err(Failure::new(Cause::Other, "the API server ends each watch at once").into());
                 }
                 self.has_worked = true;
-                // Until the next one is up, a namespace may begin to be deleted, and policies with it.
-                if self.kind == Kind::Namespace {
+                // Until the next one is up, a namespace may begin to be deleted, and policies with it; and pods may come.
+                if matches!(self.kind, Kind::Namespace | Kind::Pod) {
                     self.grow_stale().await?;
                 }
                 return Ok(None);

@@ -121,6 +121,12 @@ impl KubernetesWatch {
         Kind::ALL.into_iter().map(of).collect()
     }
 
+    /// Whether batches have told all that was heard of a kind, and nothing of it is still to come: no list is under way, and
+    /// no watch has to be made up for.
+    pub fn is_caught_up(&self, kind: Kind) -> bool {
+        self.waiting.is_empty() && self.updates.is_empty() && self.assembler.is_caught_up(kind)
+    }
+
     /// When the API server was last heard of a kind; `None`: never.
     pub fn heard(&self, kind: Kind) -> Option<Instant> {
         self.board.notice(kind).heard

@@ -14,6 +14,9 @@ use super::message::{self, attributes, integer, number, text};
 
 /// Readings that were interrupted by changes are begun again this often.
 const ATTEMPTS: usize = 10;
+/// And those of other namespaces this often. Whoever is there can go on changing them without end: then what was read last
+/// counts, in which something of theirs may be missing or old, and nothing of anybody else's is held up.
+const ATTEMPTS_ELSEWHERE: usize = 2;
 
 /// Bytes of a datagram of answers: the kernel makes none of more than 32 KiB unless a single answer is longer.
 const DATAGRAM: usize = 64 << 10;
@@ -76,7 +79,7 @@ impl Dump {
             // With a mask the kernel would first size up every interface here (`rtnl_calcit`), for each pod anew.
             Some(netns_id) => message::put(&mut request, message::IFLA_TARGET_NETNSID, &netns_id.to_ne_bytes()),
         }
-        self.dump(message::RTM_GETLINK, &request, |body| {
+        self.dump_of(netns_id, message::RTM_GETLINK, &request, |body| {
             let (header, rest) = body.split_at_checked(message::LINK_HEADER)?;
             let mut link = Link {
                 is_ethernet: header[2..4] == message::ARPHRD_ETHER.to_ne_bytes(),
@@ -112,7 +115,7 @@ impl Dump {
         if let Some(netns_id) = netns_id {
             message::put(&mut request, message::IFA_TARGET_NETNSID, &netns_id.to_ne_bytes());
         }
-        self.dump(message::RTM_GETADDR, &request, |body| {
+        self.dump_of(netns_id, message::RTM_GETADDR, &request, |body| {
             let (header, rest) = body.split_at_checked(message::ADDRESS_HEADER)?;
             // The interface's own address is `IFA_LOCAL` where it is given (on a point-to-point link `IFA_ADDRESS` is the
             // peer's), else `IFA_ADDRESS`.
@@ -196,22 +199,38 @@ impl Dump {
         Ok(filters)
     }
 
-    fn dump<T>(&mut self, kind: u16, request: &[u8], mut read: impl FnMut(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
-        for _ in 0..ATTEMPTS {
-            if let Some(answers) = self.dump_once(kind, request, &mut read)? {
-                return Ok(answers);
-            }
-        }
-        Err(io::Error::new(io::ErrorKind::Interrupted, "interfaces changed during each of ten readings"))
+    fn dump<T>(&mut self, kind: u16, request: &[u8], read: impl FnMut(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
+        self.dump_of(None, kind, request, read)
     }
 
-    /// One reading; none if the kernel says that something changed meanwhile.
+    fn dump_of<T>(
+        &mut self,
+        netns_id: Option<i32>,
+        kind: u16,
+        request: &[u8],
+        mut read: impl FnMut(&[u8]) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
+        let mut attempts = if netns_id.is_some() { ATTEMPTS_ELSEWHERE } else { ATTEMPTS };
+        loop {
+            let (answers, is_whole) = self.dump_once(kind, request, &mut read)?;
+            attempts -= 1;
+            if is_whole || (attempts == 0 && netns_id.is_some()) {
+                return Ok(answers);
+            }
+            if attempts == 0 {
+                let message = "interfaces changed during each of ten readings";
+                return Err(io::Error::new(io::ErrorKind::Interrupted, message));
+            }
+        }
+    }
+
+    /// One reading, and whether nothing changed meanwhile.
     fn dump_once<T>(
         &mut self,
         kind: u16,
         request: &[u8],
         read: &mut impl FnMut(&[u8]) -> Option<T>,
-    ) -> io::Result<Option<Vec<T>>> {
+    ) -> io::Result<(Vec<T>, bool)> {
         self.sequence = self.sequence.wrapping_add(1);
         self.socket.send(&message::dump_request(kind, self.sequence, request), 0)?;
         let mut found = Vec::new();
@@ -230,7 +249,7 @@ impl Dump {
                     // Both begin with an error number, negated; none for a dump that went well.
                     message::NLMSG_DONE | message::NLMSG_ERROR => {
                         return match integer(message.body.get(..4).unwrap_or_default()) {
-                            None | Some(0) => Ok(is_whole.then_some(found)),
+                            None | Some(0) => Ok((found, is_whole)),
                             Some(code) => Err(io::Error::from_raw_os_error(-code)),
                         };
                     }

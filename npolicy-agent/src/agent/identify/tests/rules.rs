@@ -186,6 +186,34 @@ fn a_silent_api_server_leaves_no_candidates() {
 }
 
 #[test]
+fn candidates_are_in_doubt_as_soon_as_the_api_server_is_silent() {
+    let mut world = World::new();
+    world.upsert(pod("a", ""));
+    world.veth(7, "10.1.0.5");
+    world.check("7 a?");
+    assert!(world.pass().again_at.is_some(), "nobody tells of silence");
+    world.is_live = false;
+    world.check("7 -");
+    world.check("7 -");
+    world.is_live = true;
+    world.check("7 a?");
+    world.upsert(pod("b", "10.1.0.5"));
+    world.is_live = false;
+    world.check("7 b");
+}
+
+#[test]
+fn what_was_a_pods_before_the_agents_start_has_no_candidates() {
+    let mut world = World::starting();
+    world.lines.insert(7, addresses("10.1.0.5"));
+    world.veth(7, "10.1.0.5");
+    world.upsert(pod("pending", ""));
+    world.check("7 ?");
+    world.is_first_pass = false;
+    world.check("7 ?");
+}
+
+#[test]
 fn a_pod_in_the_nodes_namespace_owns_nothing() {
     let mut world = World::new();
     world.veth(7, "10.1.0.5");
@@ -257,12 +285,12 @@ fn an_interface_stays_the_pods_whatever_else_is_on_it() {
     restarted.upsert(pod("a", "10.1.0.5"));
     restarted.upsert(pod("b", "10.1.0.6"));
     restarted.check("7 a, 8 b");
-    // Without them nobody knows.
+    // Without them nobody knows, and what nobody knows is closed: else a pod could choose to be judged by nothing.
     restarted.identifier = crate::agent::identify::Identifier::new("n1");
     restarted.lines.clear();
     restarted.upsert(pod("a", "10.1.0.5"));
     restarted.upsert(pod("b", "10.1.0.6"));
-    restarted.check("7 ?, 8 b");
+    restarted.check("7 !, 8 b");
     restarted.check_told(&["veth7: its addresses belong to several pods: shop/a, shop/b"]);
 }
 

@@ -175,6 +175,7 @@ impl World {
                 format!("{ifindex} {}?", names.join("|"))
             }
             Decision::Unidentified => format!("{ifindex} ?"),
+            Decision::Doubtful => format!("{ifindex} -"),
             Decision::Contradicted => format!("{ifindex} !"),
         });
         decisions.collect::<Vec<_>>().join(", ")
