@@ -57,10 +57,10 @@ impl Cluster {
         self.watch.is_synced()
     }
 
-    /// Whether pods that were created a moment ago are known.
-    pub(super) fn is_pod_watch_live(&self) -> bool {
-        self.watch.is_caught_up(Kind::Pod)
-            && self.watch.heard(Kind::Pod).is_some_and(|heard| heard.elapsed() < LIVE_WITHIN)
+    /// Up to when all pods are known, if that is a moment ago.
+    pub(super) fn pods_known_at(&self) -> Option<Instant> {
+        let heard = self.watch.heard(Kind::Pod).filter(|heard| heard.elapsed() < LIVE_WITHIN);
+        heard.filter(|_| self.watch.is_caught_up(Kind::Pod))
     }
 
     /// How many things were found that are not as they should be, and still are there.

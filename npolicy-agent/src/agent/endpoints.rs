@@ -131,7 +131,7 @@ impl Agent {
             pod_cidrs: &self.config.pod_cidrs,
             now: Instant::now(),
             boot: cluster.boot,
-            is_pod_watch_live: cluster.is_pod_watch_live(),
+            pods_known_at: cluster.pods_known_at(),
             is_first_pass: !self.faults.has_published(),
         };
         let identified = cluster.identifier.identify(&facts);

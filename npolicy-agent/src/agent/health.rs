@@ -59,6 +59,9 @@ impl Agent {
                     .extend(findings.filter(|finding| finding.severity() >= Severity::Error).map(ToString::to_string));
             }
         }
+        if let Some(trouble) = self.links.trouble() {
+            problems.push(format!("the node's interfaces cannot be read ({trouble}): new ones have no programs"));
+        }
         if self.is_waiting {
             problems.push("the cluster's objects were not read whole yet: earlier verdicts stay in force".to_owned());
         } else if !self.faults.has_published {

@@ -63,8 +63,9 @@ pub struct Facts<'a> {
     pub now: Instant,
     /// When the kernel started.
     pub boot: Timestamp,
-    /// Whether the API server was heard of a moment ago: a pod that is not known then does not exist yet.
-    pub is_pod_watch_live: bool,
+    /// When the API server was last heard of its pods, if that was a moment ago and nothing of it is waiting: a pod that is
+    /// not known then did not exist at that time.
+    pub pods_known_at: Option<Instant>,
     /// Whether the pods that were noted since the last pass were listed at the agent's start, not heard of by watch.
     pub is_first_pass: bool,
 }

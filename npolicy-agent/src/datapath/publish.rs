@@ -544,11 +544,12 @@ impl Publisher {
         let Settling { revision, chunks4, ways6, lines, .. } = settling;
         let is_undisturbed = revision == self.revision;
         self.revision += 1;
-        self.is_unsettled &= !is_undisturbed;
         // One that was flipped after the wait began waits for the next.
-        let due = self.raise_again.extract_if(|_, flipped| *flipped <= revision).map(|(ifindex, _)| ifindex);
-        for ifindex in due.collect::<Vec<_>>() {
+        let due: Vec<u32> =
+            self.raise_again.iter().filter(|(_, flipped)| **flipped <= revision).map(|(&ifindex, _)| ifindex).collect();
+        for ifindex in due {
             self.lines.raise(ifindex).map_err(DatapathError::kernel("write ENDPOINTS_MORE"))?;
+            self.raise_again.remove(&ifindex);
         }
         self.class4.reclaim(&chunks4);
         self.class6.reclaim(&ways6);
@@ -557,6 +558,7 @@ impl Publisher {
         if !is_undisturbed {
             return Ok(());
         }
+        self.is_unsettled = false;
         // Only a publish gives a number to an address or a ruleset to a word, and none ran since before the wait.
         let unused: Vec<Class> = self.numbers.taken().filter(|class| !self.in_use.contains(class)).collect();
         unused.into_iter().for_each(|class| self.numbers.give_back(class));
@@ -567,7 +569,8 @@ impl Publisher {
         self.rows.keep(|bundle| self.bundles.is_taken(bundle));
 
         if let Some(target) = self.target.take_if(|_| self.is_moving) {
-            self.move_addresses(&target)?;
+            // Without a target the next publish lays everything out anew.
+            self.move_addresses(&target).inspect_err(|_| self.is_unsettled = true)?;
             self.target = Some(target);
         }
         Ok(())

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -140,7 +140,11 @@ const AT_LEAST_EVERY: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct LinkWatch {
     links: watch::Receiver<Arc<Links>>,
+    trouble: Trouble,
 }
+
+/// What kept the last reading from being one.
+type Trouble = Arc<Mutex<Option<String>>>;
 
 impl LinkWatch {
     /// Subscribes to changes, then reads what is there.
@@ -153,16 +157,25 @@ impl LinkWatch {
         let first = read::read(&mut dump, &Links::default(), Instant::now())
             .map_err(|source| LinkError { what: "read the interfaces", source })?;
         let (sender, links) = watch::channel(Arc::new(first));
+        let trouble = Trouble::default();
         thread::Builder::new()
             .name("links".into())
-            .spawn(move || follow(&events, &mut dump, &sender))
+            .spawn({
+                let trouble = trouble.clone();
+                move || follow(&events, &mut dump, &sender, &trouble)
+            })
             .map_err(|source| LinkError { what: "start a thread to follow interfaces", source })?;
-        Ok(Self { links })
+        Ok(Self { links, trouble })
     }
 
     /// What was there at the last reading.
     pub fn current(&self) -> Arc<Links> {
         self.links.borrow().clone()
+    }
+
+    /// Why the interfaces cannot be read at the moment, if they cannot: what has come since has no programs.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits until a reading differs from the last one seen through this watch, and returns it.
@@ -186,7 +199,7 @@ fn subscribe() -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn follow(events: &Socket, dump: &mut Dump, links: &watch::Sender<Arc<Links>>) {
+fn follow(events: &Socket, dump: &mut Dump, links: &watch::Sender<Arc<Links>>, trouble: &Trouble) {
     // The first event that no reading has followed yet: what a reading finds that was not there before came then or later.
     let mut unread: Option<Instant> = None;
     while !links.is_closed() {
@@ -209,7 +222,9 @@ fn follow(events: &Socket, dump: &mut Dump, links: &watch::Sender<Arc<Links>>) {
         }
         let started = Instant::now();
         let known = links.borrow().clone();
-        match read::read(dump, &known, unread.unwrap_or(started)) {
+        let reading = read::read(dump, &known, unread.unwrap_or(started));
+        *trouble.lock().unwrap_or_else(PoisonError::into_inner) = reading.as_ref().err().map(ToString::to_string);
+        match reading {
             Ok(now) => {
                 unread = None;
                 links.send_if_modified(|known| {

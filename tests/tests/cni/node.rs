@@ -293,7 +293,7 @@ impl Agent {
             pod_cidrs: &[],
             now,
             boot: Timestamp::now() - jiff::SignedDuration::from_hours(1),
-            is_pod_watch_live: true,
+            pods_known_at: Some(Instant::now()),
             is_first_pass: self.is_first_pass,
         })
     }

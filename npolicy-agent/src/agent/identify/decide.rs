@@ -172,13 +172,13 @@ impl<'a> Pass<'a> {
                     Ok(chosen) => owner = chosen,
                     Err(several) => {
                         is_contradicted = true;
-                        self.tell_mismatch(link, several);
+                        self.tell_mismatch(link, several, true);
                     }
                 }
             }
             let kept = if is_contradicted { None } else { self.keeps(memory) };
             for (mismatch, _) in claims.mismatches {
-                self.tell_mismatch(link, mismatch);
+                self.tell_mismatch(link, mismatch, is_contradicted);
             }
             owner = owner.or(kept);
             match owner {
@@ -305,7 +305,7 @@ impl<'a> Pass<'a> {
                     continue;
                 }
                 decisions.insert(ifindex, Decision::Contradicted);
-                self.tell_mismatch(&self.facts.links.host[&ifindex], Mismatch::AddressTwice(address));
+                self.tell_mismatch(&self.facts.links.host[&ifindex], Mismatch::AddressTwice(address), true);
             }
         }
     }
@@ -320,7 +320,8 @@ impl<'a> Pass<'a> {
         if was_pods || !may_be_pods {
             return Decision::Unidentified;
         }
-        if !self.facts.is_pod_watch_live {
+        // A pod may have come between the last word and its interface.
+        if self.facts.pods_known_at.is_none_or(|known_at| known_at < link.first_seen) {
             return if memory.has_candidates { Decision::Doubtful } else { Decision::Unidentified };
         }
         let has_younger = |local: &LocalPod| {
@@ -342,8 +343,8 @@ impl<'a> Pass<'a> {
         self.findings.insert(Finding::Foreign { interface: link.name.clone(), reason: reason.clone() });
     }
 
-    fn tell_mismatch(&mut self, link: &HostLink, mismatch: Mismatch) {
-        self.findings.insert(Finding::Mismatch { interface: link.name.clone(), mismatch });
+    fn tell_mismatch(&mut self, link: &HostLink, mismatch: Mismatch, is_closed: bool) {
+        self.findings.insert(Finding::Mismatch { interface: link.name.clone(), mismatch, is_closed });
     }
 
     /// Tells of interfaces that have been unidentified for a while. A contradiction says more.

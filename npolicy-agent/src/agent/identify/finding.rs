@@ -45,6 +45,8 @@ pub enum Finding {
         interface: String,
         /// How.
         mismatch: Mismatch,
+        /// Whether it keeps the interface closed. A pod can make the other kind, by what it adds to its interface.
+        is_closed: bool,
     },
     /// Somebody else has a program or a filter on an interface.
     OtherEngine {
@@ -80,7 +82,10 @@ impl Finding {
     /// How bad it is: an error means that something is not enforced, or closed although it should not be.
     pub fn severity(&self) -> Severity {
         match self {
-            Self::Mismatch { .. } | Self::PodWithoutInterface { .. } | Self::NotEnforceable { .. } => Severity::Error,
+            Self::Mismatch { is_closed: true, .. } | Self::PodWithoutInterface { .. } | Self::NotEnforceable { .. } => {
+                Severity::Error
+            }
+            Self::Mismatch { is_closed: false, .. } => Severity::Warning,
             Self::InterfaceWithoutPod { .. } | Self::OtherEngine { .. } => Severity::Warning,
             Self::Foreign { reason: Foreign::SecondOf(_), .. } => Severity::Warning,
             Self::Foreign { .. } => Severity::Note,
@@ -109,7 +114,7 @@ impl fmt::Display for Finding {
                 write!(f, "interface {interface}: no pod of this node is known to have {}", list(addresses))
             }
             Self::Foreign { interface, reason } => write!(f, "interface {interface} is left alone: {reason}"),
-            Self::Mismatch { interface, mismatch } => write!(f, "interface {interface}: {mismatch}"),
+            Self::Mismatch { interface, mismatch, .. } => write!(f, "interface {interface}: {mismatch}"),
             Self::OtherEngine { interface, engine } => write!(
                 f,
                 "interface {interface}: {engine} is on it, of another program than this agent; what it redirects is \

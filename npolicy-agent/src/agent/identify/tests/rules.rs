@@ -177,6 +177,19 @@ fn without_a_claim_every_pod_without_an_interface_is_a_candidate() {
 }
 
 #[test]
+fn an_interface_that_is_newer_than_the_last_word_of_pods_has_no_candidates() {
+    let mut world = World::new();
+    world.upsert(pod("a", ""));
+    world.is_live = false;
+    world.known_at = Some(world.now());
+    // Whose it is was perhaps created after that word, and scheduled here.
+    world.veth(7, "10.1.0.5");
+    world.check("7 ?");
+    world.known_at = Some(world.now());
+    world.check("7 a?");
+}
+
+#[test]
 fn a_silent_api_server_leaves_no_candidates() {
     let mut world = World::new();
     world.upsert(pod("a", ""));

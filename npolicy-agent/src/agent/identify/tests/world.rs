@@ -22,7 +22,10 @@ pub(super) struct World {
     pub(super) lines: BTreeMap<u32, Vec<IpAddr>>,
     pub(super) exclude: Vec<String>,
     pub(super) pod_cidrs: Vec<IpNet>,
+    /// Whether all pods are known up to now.
     pub(super) is_live: bool,
+    /// If not, up to when.
+    pub(super) known_at: Option<Instant>,
     pub(super) is_first_pass: bool,
     state: ClusterState,
     now: Instant,
@@ -86,10 +89,15 @@ impl World {
             exclude: Vec::new(),
             pod_cidrs: Vec::new(),
             is_live: true,
+            known_at: None,
             is_first_pass: true,
             state,
             now: Instant::now(),
         }
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        self.now
     }
 
     pub(super) fn wait(&mut self, seconds: u64) {
@@ -159,7 +167,7 @@ impl World {
             pod_cidrs: &self.pod_cidrs,
             now: self.now,
             boot: Timestamp::constant(BOOT, 0),
-            is_pod_watch_live: self.is_live,
+            pods_known_at: self.known_at.or(self.is_live.then_some(self.now)),
             is_first_pass: self.is_first_pass,
         })
     }
