@@ -62,8 +62,17 @@ impl Agent {
         if let Some(trouble) = self.links.trouble() {
             problems.push(format!("the node's interfaces cannot be read ({trouble}): new ones have no programs"));
         }
-        if self.is_waiting {
-            problems.push("the cluster's objects were not read whole yet: earlier verdicts stay in force".to_owned());
+        let interfaces = self.datapath.interfaces().len();
+        if self.is_waiting && self.datapath.accepts_unidentified() {
+            problems.push(
+                "nothing is enforced on this node yet: its pods are open until every kind of object was read once"
+                    .to_owned(),
+            );
+        } else if self.is_waiting {
+            problems.push(format!(
+                "the objects were not read whole yet: verdicts of an earlier agent are in force on {interfaces} interfaces, and \
+                 pods that came since are closed"
+            ));
         } else if !self.faults.has_published {
             problems.push("nothing was published yet".to_owned());
         }
@@ -73,11 +82,16 @@ impl Agent {
         }
         let is_ready = problems.is_empty();
         self.faults.said.clone_from(&problems);
-        let enforced = format!(
-            "{} policies in force on {} interfaces, {} of them with a known pod",
-            self.ready.policies, self.ready.endpoints, self.ready.identified
-        );
-        problems.push(enforced);
+        if self.faults.has_published {
+            problems.push(format!(
+                "{} NetworkPolicies and {} ClusterNetworkPolicies in the cluster; {interfaces} interfaces guarded, the pods of {} \
+                 known, {} under some policy",
+                self.state.policies().count(),
+                self.state.cluster_policies().count(),
+                self.ready.identified,
+                self.ready.governed
+            ));
+        }
         self.health.set(Report { is_ready, lines: problems });
     }
 }

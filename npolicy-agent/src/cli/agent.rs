@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use ipnet::IpNet;
 
 use tracing_subscriber::EnvFilter;
@@ -37,7 +38,7 @@ pub struct Args {
 
     /// Name of this node; pods whose spec.nodeName is another are peers only. Default: the host's name, and with
     /// --manifests every pod of the manifests may be here
-    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     node_name: Option<String>,
 
     /// What becomes of a pod's interface while nobody can say which pod's it is: deny drops everything on it but what the
@@ -109,7 +110,7 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
         exit_with_parent,
         remove,
     } = args;
-    start_logging();
+    start_logging()?;
     if exit_with_parent {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
     }
@@ -162,10 +163,15 @@ fn may_load_programs() -> bool {
 
 /// Log lines go to standard error, filtered by NPOLICY_LOG (`info` by default); drop lines are data and go elsewhere. What
 /// the API server answers is told by the watch, once for each change.
-fn start_logging() {
+fn start_logging() -> anyhow::Result<()> {
     let wanted = std::env::var("NPOLICY_LOG").unwrap_or_default();
-    let filter = EnvFilter::try_new(&wanted).ok().filter(|_| !wanted.is_empty());
-    let filter = filter.unwrap_or_else(|| EnvFilter::new("info"));
+    // A single word that is no level is taken for a module's name, and everything else falls silent.
+    let is_word = !wanted.is_empty() && wanted.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    let filter = EnvFilter::try_new(if wanted.is_empty() { "info" } else { &wanted });
+    let filter = filter.ok().filter(|_| !is_word || wanted.parse::<tracing_subscriber::filter::LevelFilter>().is_ok());
+    let filter = filter.with_context(|| {
+        format!("NPOLICY_LOG={wanted}: expected error, warn, info, debug or trace, or TARGET=LEVEL,... for parts of it")
+    })?;
     let filter = match wanted.contains("kube_client") {
         true => filter,
         false => filter.add_directive("kube_client=off".parse().expect("a directive")),
@@ -176,4 +182,5 @@ fn start_logging() {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false)
         .init();
+    Ok(())
 }
