@@ -76,10 +76,13 @@ impl KernelJudge {
         places
     }
 
-    /// The packet that opens a step's flow, from a source port that no flow had for a long time.
+    /// The packet that opens a step's flow, from a source port that no flow had for a long time, and none of another origin
+    /// ever: a flow that is accepted by its class speaks for the packets that the node or the pod itself sends on it.
     fn open(&mut self, step: &Step, place: usize) -> (Said, u16) {
-        let port = self.source_port;
-        self.source_port = if port + 1 < SOURCE_PORTS.end { port + 1 } else { SOURCE_PORTS.start };
+        const ORIGINS: u16 = 3;
+        let port = self.source_port + step.origin as u16;
+        let next = self.source_port + ORIGINS;
+        self.source_port = if next + ORIGINS <= SOURCE_PORTS.end { next } else { SOURCE_PORTS.start };
         (self.packet(step, place, port, Part::Opening), port)
     }
 
