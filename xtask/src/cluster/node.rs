@@ -127,6 +127,8 @@ pub(super) fn wait_until_ready(node: Node) -> anyhow::Result<()> {
 pub(super) fn restart(node: Node, options: &Options) -> anyhow::Result<()> {
     let machine = Machine::Node(node);
     let before = heartbeat(node).context("ask when the node was last heard")?;
+    // Processes end one by one here, and with the first its bpffs: on a node that is switched off none outlives another.
+    network::unplug(machine);
     cgroup::end(machine)?;
     network::remove_machine(machine)?;
     network::make_machine(machine)?;
