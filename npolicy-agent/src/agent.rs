@@ -276,11 +276,12 @@ impl Agent {
         let events = match &mut self.feed {
             Feed::Files(files) => {
                 let events = files.read(self.is_waiting);
+                let is_certain = files.is_certain();
                 if files.must_read {
                     self.retry_after(RETRY_FULL_AFTER);
                 }
                 let Some(events) = events else { return };
-                self.is_waiting &= !self.is_certain();
+                self.is_waiting &= !is_certain;
                 events
             }
             Feed::Cluster(cluster) => {
@@ -312,14 +313,6 @@ impl Agent {
             self.keep_verdicts();
         } else {
             self.publish();
-        }
-    }
-
-    /// Whether everything that there is was read.
-    fn is_certain(&self) -> bool {
-        match &self.feed {
-            Feed::Files(files) => files.is_certain(),
-            Feed::Cluster(cluster) => cluster.is_synced(),
         }
     }
 

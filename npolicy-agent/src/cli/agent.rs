@@ -164,7 +164,11 @@ fn may_load_programs() -> bool {
 /// Log lines go to standard error, filtered by NPOLICY_LOG (`info` by default); drop lines are data and go elsewhere. What
 /// the API server answers is told by the watch, once for each change.
 fn start_logging() -> anyhow::Result<()> {
-    let wanted = std::env::var("NPOLICY_LOG").unwrap_or_default();
+    let wanted = match std::env::var("NPOLICY_LOG") {
+        Ok(wanted) => wanted,
+        Err(std::env::VarError::NotPresent) => String::new(),
+        Err(not_unicode) => return Err(not_unicode).context("NPOLICY_LOG: expected error, warn, info, debug or trace"),
+    };
     // A single word that is no level is taken for a module's name, and everything else falls silent.
     let is_word = !wanted.is_empty() && wanted.bytes().all(|byte| byte.is_ascii_alphanumeric());
     let filter = EnvFilter::try_new(if wanted.is_empty() { "info" } else { &wanted });

@@ -253,6 +253,7 @@ fn image(text: &str) -> Result<String, String> {
         is_made_of(host, ".-") && port.is_none_or(|port| port.parse::<u16>().is_ok())
     };
     let mut parts = path.split('/');
+    // Splitting gives at least one part, be it empty, which is no good one.
     let first = parts.next().unwrap_or_default();
     let rest: Vec<_> = parts.collect();
     let good =

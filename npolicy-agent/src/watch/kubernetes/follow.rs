@@ -436,6 +436,7 @@ impl Follower {
         let Some(version) = text(tree, &["metadata", "resourceVersion"]) else {
             return Err(Failure::new(Cause::Unfit, "the API server sends an object without resourceVersion"));
         };
+        // A version that is no number has no order; then it is only remembered.
         let number = |version: &str| version.parse::<u64>().ok();
         if let (Some(last), Some(now)) = (self.position.as_deref().and_then(number), number(version))
             && now < last

@@ -173,6 +173,7 @@ pub(super) async fn get(client: &Client, path: &str, timing: &Timing) -> Result<
         return Ok(response);
     }
     let retry_after = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    // The status code says it all the same; the body only says it in more words.
     let body = read_all(response.into_body(), MOST_STATUS_BYTES, timing).await.unwrap_or_default();
     let mut status = parse_status(&body, status.as_u16());
     status.retry_after = retry_after.map(Duration::from_secs).or(status.retry_after);
