@@ -17,7 +17,7 @@ use super::{
 use crate::image::{Content, Image, ImageFile};
 
 /// Upstream's test programs in one, under the name that upstream's suite asks for.
-pub(crate) const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
+const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
 /// What holds a pod's namespaces, under the name that upstream's suite asks for.
 pub(super) const PAUSE: &str = "registry.k8s.io/pause:3.10.2";
 /// How upstream's list of images calls them, with the tag that ours must have.

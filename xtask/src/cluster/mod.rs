@@ -40,11 +40,9 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 
-#[allow(unused_imports, reason = "with these the rest of xtask makes clusters of its own")]
 pub(crate) use self::{
     command::wait_for,
     crd::Channel,
-    images::AGNHOST,
     machine::{Family, Node},
     state::{Cni, Options, Proxy, Running, State},
 };
