@@ -35,6 +35,6 @@ pub use listen::{Listeners, Service};
 pub use namespace::Namespace;
 pub use node::{Layout, Node, NodeSettings};
 pub use pod::{Pod, PodSettings};
-pub use probe::{Outcome, Patience, Probe, Protocol, Source, probe_all, probe_each, probe_once};
+pub use probe::{Outcome, Patience, Probe, Protocol, Source, is_refusal, probe_all, probe_each, probe_once};
 pub use sctp::SctpMeans;
 pub use translation::Translation;

@@ -245,7 +245,7 @@ async fn attempt(probe: Probe, from: IpAddr, patience: Duration, sctp: SctpMeans
 }
 
 /// Whether an error came from the other side or from a router, and not from this machine's own limits.
-fn is_refusal(error: &io::Error) -> bool {
+pub fn is_refusal(error: &io::Error) -> bool {
     use io::ErrorKind::{
         ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, PermissionDenied,
         UnexpectedEof,

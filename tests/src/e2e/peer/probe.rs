@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use npolicy_agent::rig::is_refusal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 
@@ -35,26 +36,6 @@ pub(super) async fn attempt(target: Target, patience: Duration) -> anyhow::Resul
         Ok(Err(error)) if is_refusal(&error) => Ok((Outcome::Refused, error.to_string())),
         Ok(Err(error)) => Err(error).with_context(|| format!("probe {target}")),
     }
-}
-
-/// Whether an error came from the other side or from a router, and not from this machine's own limits.
-fn is_refusal(error: &io::Error) -> bool {
-    use io::ErrorKind::{
-        ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, PermissionDenied,
-        UnexpectedEof,
-    };
-    let by_kind = matches!(
-        error.kind(),
-        ConnectionRefused
-            | ConnectionReset
-            | ConnectionAborted
-            | HostUnreachable
-            | NetworkUnreachable
-            | PermissionDenied
-            | UnexpectedEof
-    );
-    let by_number = [rustix::io::Errno::PROTO, rustix::io::Errno::NOPROTOOPT];
-    by_kind || by_number.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// One question and the name in its answer.
